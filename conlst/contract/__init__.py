@@ -1,0 +1,1 @@
+"""What every part agrees on: labels, configuration, artifact folders. Imports nothing else of conlst."""

@@ -1,0 +1,334 @@
+"""One configuration for the whole way, a section a stage. Unknown keys are refused; defaults are the paper's where it has any."""
+
+import hashlib
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from conlst.contract.artifacts import canonical_json
+from conlst.contract.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Backbone(Section):
+    """The multilingual encoder.
+
+    Attributes:
+        name: ``embedded:e5-small``, a local folder in Hugging Face form, or ``hub:<id>`` with a ``revision``.
+        pooling: ``cls`` (first token) or ``mean`` (over the attended tokens).
+        max_length: tokens a pair, both texts and special tokens; longer pairs lose tokens of the longer text.
+        freeze_embeddings: keep the token embedding table fixed. It is most of a small encoder's weights.
+        projection: width of the contrastive head.
+    """
+
+    name: str = "embedded:e5-small"
+    revision: str | None = None
+    pooling: Literal["cls", "mean"] = "mean"
+    max_length: int = Field(128, ge=8, le=512)
+    freeze_embeddings: bool = True
+    dropout: float = Field(0.1, ge=0, lt=1)
+    projection: int = Field(128, ge=1)
+
+
+class Compute(Section):
+    """Where and how a step is computed.
+
+    Attributes:
+        device: ``auto`` takes a GPU if there is one; ``cuda`` fails early without one.
+        precision: ``bf16`` is autocast, weights stay in float32.
+        threads: CPU threads, 0 for what the process may use.
+        checkpoint_every: optimiser steps between checkpoints, 0 for none.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    threads: int = Field(0, ge=0)
+    checkpoint_every: int = Field(200, ge=0)
+
+
+class Data(Section):
+    """Where pairs come from: ``sample:en``, files, ``s3://`` or ``hub:<id>``; ``{language}`` is filled in.
+
+    Attributes:
+        source_dev: labelled English pairs, to measure stage 0 on.
+        pools: unlabelled target pairs (labels in them are never read by a training stage).
+        tests: labelled target pairs, for evaluation only.
+        genres: keep only these genres of the source data; empty keeps all.
+        max_bad_share: the ingest fails when more rows than this share are set aside.
+    """
+
+    source: tuple[str, ...] = ("sample:en",)
+    source_dev: str = "sample:en"
+    pools: tuple[str, ...] = ("sample:{language}",)
+    tests: str = "sample:{language}"
+    genres: tuple[str, ...] = ()
+    max_bad_share: float = Field(0.02, ge=0, le=1)
+
+    def sources(self, role: str, language: str) -> list[str]:
+        """The addresses of ``source``, ``source_dev``, ``pool`` or ``test``, for a language.
+
+        Raises:
+            ConfigError: if there is no such role.
+        """
+        roles = {"source": self.source, "source_dev": (self.source_dev,), "pool": self.pools, "test": (self.tests,)}
+        if role not in roles:
+            raise ConfigError(f"no data has the role {role!r}; the roles are {', '.join(roles)}")
+        return [address.replace("{language}", language) for address in roles[role]]
+
+
+class Optimisation(Section):
+    """What every training stage has.
+
+    Attributes:
+        lr: Adam's rate for the encoder.
+        head_lr: the rate for heads, ``None`` for ``lr``.
+        warmup: share of the steps in which the rate rises linearly; it then falls linearly to zero.
+        batch_tokens: budget of padded tokens in a batch.
+        max_grad_norm: gradients are scaled down to this norm.
+    """
+
+    lr: float = Field(gt=0)
+    head_lr: float | None = Field(None, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    batch_tokens: int = Field(1024, ge=16)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Source(Optimisation):
+    """Stage 0, cross-entropy on English pairs.
+
+    Attributes:
+        keep_pairs: training pairs that the model's folder carries along, for the source terms of later stages.
+    """
+
+    lr: float = Field(2e-5, gt=0)
+    epochs: int = Field(1, ge=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    keep_pairs: int = Field(20_000, ge=0)
+
+
+class Calibrate(Optimisation):
+    """Stage 1, contrastive negative learning, eq. 4-8.
+
+    Attributes:
+        threshold: γ of eq. 4 and 5, from which a pair counts as high-confidence.
+        negatives: K of eq. 5.
+        temperature: τ of eq. 6.
+        distance: d of eq. 6; ``normalize`` scales the representations to length one first.
+        source_term: reading of eq. 7: ``complementary`` is ``-log(1 - p_ȳ)`` with a random wrong class, ``literal`` is
+            ``log(1 - p_y)`` as printed (unbounded below), ``none`` leaves it out.
+        source_weight: λ of eq. 8.
+        source_share: source pairs a step, as a share of the anchors.
+        objective: ``contrastive`` is the paper's; ``cross_entropy`` is vanilla negative learning, eq. 1 (table 3's ablation).
+    """
+
+    lr: float = Field(2e-6, gt=0)
+    epochs: int = Field(1, ge=1)
+    threshold: float = Field(0.9, gt=0, lt=1)
+    negatives: int = Field(4, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    distance: Literal["euclidean", "squared_euclidean", "cosine"] = "euclidean"
+    normalize: bool = False
+    source_term: Literal["complementary", "literal", "none"] = "complementary"
+    source_weight: float = Field(0.001, ge=0)
+    source_share: float = Field(1.0, gt=0, le=4)
+    objective: Literal["contrastive", "cross_entropy"] = "contrastive"
+
+
+class Masking(Section):
+    """Strong view: replace this share of a pair's pieces by the mask token."""
+
+    share: float = Field(0.15, gt=0, lt=1)
+
+
+class Mixup(Section):
+    """Strong view: mix pooled embeddings and labels of two pairs, λ ~ Beta(alpha, alpha), eq. 9-11."""
+
+    alpha: float = Field(4.0, gt=0)
+
+
+class BackTranslation(Section):
+    """Strong view: the pair translated to ``pivot`` and back.
+
+    Attributes:
+        backend: ``apertium``, ``tsv:<file>``, ``seq2seq:<folder or hub:id>`` or ``http(s)://<LibreTranslate-shaped endpoint>``.
+        pivots: language to the language it is translated through; a language not listed goes through English.
+    """
+
+    backend: str
+    pivots: dict[str, str] = Field(default_factory=dict)
+
+
+class SelfTrain(Optimisation):
+    """Stage 2, self-training as semi-supervised learning, eq. 9-14.
+
+    Attributes:
+        threshold: γ of FlexMatch, from which the class-wise bars are derived; ``floor`` is the lowest bar.
+        max_iterations: rounds of predict, select, train; fewer if less than ``stop_below`` of the pseudo-labels change.
+        epochs: passes over the selected pairs in a round.
+        target_weight: λ of eq. 12.
+        source_share: source pairs a step, as a share of the target pairs.
+        masking, mixup, back_translation: the strong views; a batch takes one of those that are set. At least one must be.
+    """
+
+    lr: float = Field(2e-6, gt=0)
+    max_iterations: int = Field(3, ge=1)
+    epochs: int = Field(1, ge=1)
+    stop_below: float = Field(0.005, ge=0, lt=1)
+    threshold: float = Field(0.9, gt=0, lt=1)
+    floor: float = Field(0.5, ge=1 / 3, lt=1)
+    target_weight: float = Field(1.0, ge=0)
+    source_share: float = Field(1.0, gt=0, le=4)
+    masking: Masking | None = Masking()
+    mixup: Mixup | None = Mixup()
+    back_translation: BackTranslation | None = None
+
+    @model_validator(mode="after")
+    def _has_a_view(self) -> Self:
+        if not (self.masking or self.mixup or self.back_translation):
+            raise ValueError("selftrain needs at least one of masking, mixup, back_translation")
+        return self
+
+
+class Evaluate(Section):
+    """Bands of table 4 (``high``, ``low``), bins of the reliability diagram, and points of accuracy along stage 1 (figure 5)."""
+
+    batch_tokens: int = Field(8192, ge=16)
+    bins: int = Field(10, ge=2)
+    probes: int = Field(0, ge=0)
+    high: float = Field(0.9, gt=0, lt=1)
+    low: float = Field(0.5, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _bands_in_order(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"evaluate.low {self.low} must lie below evaluate.high {self.high}")
+        return self
+
+
+class Export(Section):
+    """ONNX; ``tolerance`` is the largest difference of logits from torch that is let through."""
+
+    opset: int = Field(18, ge=17)
+    tolerance: float = Field(1e-4, gt=0)
+    golden: int = Field(8, ge=3)
+
+
+class Gate(Section):
+    """What a candidate must show before the ``champion`` alias moves. Refusal is the default.
+
+    Attributes:
+        min_accuracy: lowest accuracy on the language's test pairs.
+        min_gain: by how much a candidate must beat the champion, or zero-shot when there is no champion yet.
+        max_ece: highest expected calibration error.
+        min_pairs: fewer labelled pairs than this prove nothing.
+        max_parity: largest difference between ONNX and torch logits.
+    """
+
+    min_accuracy: float = Field(0.5, ge=0, le=1)
+    min_gain: float = Field(0.0, ge=-1, le=1)
+    max_ece: float = Field(0.25, gt=0, le=1)
+    min_pairs: int = Field(100, ge=1)
+    max_parity: float = Field(1e-4, gt=0)
+
+
+class Config(Section):
+    """Everything a run depends on; its digest names what the run makes.
+
+    Attributes:
+        languages: codes of the target languages.
+        source_model: ``train``, ``starter``, or a published model: a folder or its ``s3://`` address.
+    """
+
+    name: str
+    seed: int = Field(13, ge=0)
+    languages: tuple[str, ...] = ()
+    source_model: str = "starter"
+    backbone: Backbone = Backbone()
+    compute: Compute = Compute()
+    data: Data = Data()
+    source: Source = Source()
+    calibrate: Calibrate = Calibrate()
+    selftrain: SelfTrain = SelfTrain()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    gate: Gate = Gate()
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
+
+
+def config_from_dict(raw: dict[str, Any], where: str = "config") -> Config:
+    """Validate a nested mapping.
+
+    Raises:
+        ConfigError: naming every wrong key with its section.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{where}: {problems}") from None
+
+
+def load_config(name_or_path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML profile by path, or by the name of one in ``configs/``, and apply ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: if the profile is not found, does not validate, or an override is not of that form.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = profiles_folder() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(profile_names())
+        raise ConfigError(f"no configuration {str(name_or_path)!r}: give a .yaml file or one of {known}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must be a mapping of sections")
+    for override in overrides:
+        _apply(raw, override)
+    return config_from_dict(raw, str(path))
+
+
+def profile_names() -> list[str]:
+    """Names that :func:`load_config` accepts."""
+    return sorted(path.stem for path in profiles_folder().glob("*.yaml"))
+
+
+def profiles_folder() -> Path:
+    """The folder of shipped profiles: the checkout's ``configs/``, or the copy inside an installed package."""
+    checkout = Path(__file__).parents[2] / "configs"
+    return checkout if checkout.is_dir() else Path(str(resources.files("conlst") / "configs"))
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    *sections, last = key.split(".")
+    if not equals or not last:
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+    target = raw
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
+    target[last] = yaml.safe_load(value)
+    if isinstance(target[last], str):
+        # YAML 1.1 reads 2e-5 as text because it has no dot
+        with suppress(ValueError):
+            target[last] = float(target[last])
