@@ -1,0 +1,1 @@
+"""The paper's equations, one pure function each."""

@@ -1,0 +1,1 @@
+"""The stages, one visible loop each: source, calibrate, selftrain; then evaluate and export."""

@@ -1,0 +1,165 @@
+"""Stage 1: contrastive negative learning, eq. 4-8. Makes the model less sure where its pseudo-labels are wrong."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from conlst.contract.config import Calibrate, Config
+from conlst.contract.errors import TrainingError
+from conlst.data.batching import draw_of_like_length, shuffled_batches
+from conlst.data.tokens import TokenizedPairs
+from conlst.method.complementary import complementary_labels, draw_negatives, other_labels
+from conlst.method.losses import contrastive_negative_loss, distance, literal_source_loss, negative_loss
+from conlst.model.encoder import PairClassifier
+from conlst.stages.predict import predict_logits
+from conlst.stages.progress import Progress
+from conlst.training import Checkpoints, Trainer, autocast, set_up_compute, step_generator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step showed.
+
+    Attributes:
+        loss: eq. 8, from its terms ``target`` and ``source``.
+        positive, negative: mean distance of the anchors to their twin and to their negatives.
+        saturated: share of the anchors whose loss is below 0.01: they teach nothing any more.
+        lonely: share of the anchors whose complementary class has no high-confidence pair.
+    """
+
+    loss: float
+    target: float
+    source: float
+    positive: float = 0.0
+    negative: float = 0.0
+    saturated: float = 0.0
+    lonely: float = 0.0
+
+
+def calibrate(
+    model: PairClassifier,
+    pool: TokenizedPairs,
+    source: TokenizedPairs,
+    source_labels: Tensor,
+    config: Config,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress | None = None,
+    probe: Callable[[int], None] | None = None,
+) -> list[Step]:
+    """Train ``model`` in place on the unlabelled pool, one epoch by default.
+
+    Args:
+        pool: all target pairs; each is an anchor, the low-confidence ones included.
+        source, source_labels: labelled English pairs for eq. 7.
+        probe: called with the number of the step now and then, to measure accuracy along training (figure 5).
+
+    Returns:
+        One :class:`Step` a step.
+
+    Raises:
+        TrainingError: if no pool pair reaches the threshold, so that no negative exists at all.
+    """
+    device = set_up_compute(config.compute)
+    model.move_to(device)
+    stage = config.calibrate
+    kept = checkpoints.load() if checkpoints else None
+    if kept:
+        q = kept.stage["q"]
+    else:
+        q = predict_logits(model, pool, config.compute, config.evaluate.batch_tokens).softmax(1)
+    _require_negatives(q, stage)
+    plan = [
+        batch
+        for epoch in range(stage.epochs)
+        for batch in shuffled_batches(pool.lengths, stage.batch_tokens, step_generator(config.seed, "calibrate", "epoch", epoch))
+    ]
+    trainer = Trainer(model, stage, len(plan), checkpoints)
+    steps: list[Step] = []
+    if kept:
+        trainer.restore(kept)
+        steps = [Step(**step) for step in kept.state["steps"]]
+    probe_every = max(1, len(plan) // config.evaluate.probes) if probe and config.evaluate.probes else 0
+
+    model.train()
+    for indices in plan[trainer.step :]:
+        generator = step_generator(config.seed, "calibrate", trainer.step)
+        complementary = complementary_labels(q[indices], stage.threshold, generator)
+        companions = draw_of_like_length(source.lengths, max(1, round(stage.source_share * len(indices))), generator)
+        with autocast(config.compute, device):
+            if stage.objective == "contrastive":
+                negatives, classes = draw_negatives(q, stage.threshold, stage.negatives, generator)
+                target, facts = _contrast(model, pool, indices, complementary, negatives, classes, stage)
+            else:
+                target, facts = negative_loss(model(*pool.batch(indices, device)), complementary.to(device)), {}
+            consistency = _source_term(model, source, companions, source_labels, stage, generator)
+            loss = target + stage.source_weight * consistency
+        value = trainer.update(loss, indices.tolist())
+        steps.append(Step(value, target.item(), consistency.item(), **facts))
+        if progress:
+            progress.step(trainer.step, len(plan), len(indices), asdict(steps[-1]))
+        if trainer.checkpoint_due():
+            trainer.save({"q": q}, {"steps": [asdict(step) for step in steps]})
+        if probe and probe_every and trainer.step % probe_every == 0:
+            probe(trainer.step)
+
+    model.eval()
+    return steps
+
+
+def _contrast(
+    model: PairClassifier,
+    pool: TokenizedPairs,
+    indices: Tensor,
+    complementary: Tensor,
+    negatives: Tensor,
+    classes: Tensor,
+    stage: Calibrate,
+) -> tuple[Tensor, dict[str, float]]:
+    """Eq. 6 for a batch of anchors, and what to log of it."""
+    ids, mask = pool.batch(indices, model.device)
+    both = model.project(model.encode(ids.repeat(2, 1), mask.repeat(2, 1)))  # two dropout views in one pass
+    others = model.project(model.encode(*pool.batch(negatives, model.device)))
+    if stage.normalize:
+        both, others = (torch.nn.functional.normalize(h.float(), dim=1) for h in (both, others))
+    anchor, twin = both.chunk(2)
+    # a pair is never its own negative: its pseudo-label is not its complementary label
+    is_negative = (complementary[:, None] == classes).to(model.device)
+    positive = distance(anchor, twin, stage.distance)
+    negative = distance(anchor[:, None], others, stage.distance)
+    losses = contrastive_negative_loss(positive, negative, is_negative, stage.temperature)
+    facts = {
+        "positive": positive.mean().item(),
+        "negative": negative[is_negative].mean().item() if is_negative.any() else 0.0,
+        "saturated": (losses < 0.01).float().mean().item(),
+        "lonely": (~is_negative.any(1)).float().mean().item(),
+    }
+    return losses.mean(), facts
+
+
+def _source_term(
+    model: PairClassifier, source: TokenizedPairs, indices: Tensor, labels: Tensor, stage: Calibrate, generator: torch.Generator
+) -> Tensor:
+    """Eq. 7 in the reading that the configuration chooses."""
+    if stage.source_term == "none":
+        return torch.zeros((), device=model.device)
+    logits = model(*source.batch(indices, model.device))
+    truth = labels[indices]
+    if stage.source_term == "literal":
+        return literal_source_loss(logits, truth.to(model.device))
+    return negative_loss(logits, other_labels(truth, logits.shape[1], generator).to(model.device))
+
+
+def _require_negatives(q: Tensor, stage: Calibrate) -> None:
+    confidence, pseudo_label = q.max(1)
+    counts = torch.bincount(pseudo_label[confidence >= stage.threshold], minlength=q.shape[1]).tolist()
+    log.info("high-confidence pairs a class at %.2f: %s of %d", stage.threshold, counts, len(q))
+    if stage.objective == "contrastive" and not any(counts):
+        raise TrainingError(
+            f"no pool pair is surer than {stage.threshold} (highest {confidence.max():.3f}), so there are no negatives;"
+            " lower calibrate.threshold"
+        )

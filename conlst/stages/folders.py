@@ -1,0 +1,357 @@
+"""The stages between artifact folders: read and verify, run, publish. This is what components and the command line call.
+
+Every function leaves either a complete folder or none, and may be called again after a crash: a training goes on from its last
+checkpoint, kept beside the output.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from conlst.contract.artifacts import canonical_json, read_manifest, verify
+from conlst.contract.cache import cache_folder
+from conlst.contract.config import Compute, Config
+from conlst.contract.errors import ConfigError, DataError
+from conlst.data.backtranslation import TranslationCache, back_translate, open_backend
+from conlst.data.pairs import check_no_leak, fingerprint, read_pairs, require_labels, text_hash, write_pairs
+from conlst.data.sources import load_source
+from conlst.data.tokens import TokenizedPairs, tokenize
+from conlst.model.backbones import load_backbone
+from conlst.model.folder import Model, load_model, save_model
+from conlst.model.starter import load_starter
+from conlst.stages.calibrate import calibrate
+from conlst.stages.evaluate import protocol_of, publish_evaluation
+from conlst.stages.export import export_onnx
+from conlst.stages.predict import predict_logits
+from conlst.stages.progress import MetricSink, Progress
+from conlst.stages.selftrain import self_train
+from conlst.stages.source import train_source
+from conlst.training import Checkpoints, set_up_compute
+
+log = logging.getLogger(__name__)
+
+TRAIN, STARTER = "train", "starter"
+_HISTORY = "history.json"
+_KEPT_PAIRS = "source_pairs.parquet"
+
+
+def ingest(config: Config, role: str, sources: Sequence[str], language: str, out: Path) -> dict[str, Any]:
+    """Read, check and publish pairs.
+
+    Args:
+        role: ``source`` is filtered by ``data.genres``; the others are not.
+        sources: local files, ``sample:`` or ``hub:`` addresses.
+
+    Returns:
+        The report of the checks.
+    """
+    genres = config.data.genres if role == "source" else ()
+    ingested = load_source(sources, language=language, genres=genres, max_bad_share=config.data.max_bad_share)
+    write_pairs(ingested, out, config=config.data.model_dump(mode="json"))
+    return ingested.report
+
+
+def provide_source_model(
+    config: Config, given: str, pairs: Path, dev: Path, out: Path, sink: MetricSink | None = None
+) -> None:
+    """Publish the model to start from.
+
+    Args:
+        given: ``train`` fine-tunes the backbone on ``pairs``; ``starter`` builds the shipped model; else a model folder.
+    """
+    if given == TRAIN:
+        return train_source_model(config, pairs, out, dev, sink)
+    if given == STARTER:
+        return _save_starter(out)
+    start = load_model(Path(given))
+    return save_model(start, out, config=config.to_dict(), parents={"model": start.digest}, meta={"language": "en"})
+
+
+def train_source_model(
+    config: Config, pairs: Path, out: Path, dev: Path | None = None, sink: MetricSink | None = None
+) -> None:
+    """Stage 0: publish the backbone fine-tuned on labelled English pairs, with its accuracy on ``dev``."""
+    source = read_pairs(pairs)
+    require_labels(source, str(pairs))
+    history: dict[str, Any] = {}
+    if dev is not None:
+        checked = read_pairs(dev)
+        require_labels(checked, str(dev))
+        check_no_leak(source, checked, ("the source data", "the development data"))
+    model = load_backbone(config.backbone, config.seed)
+    checkpoints = _checkpoints(config, out, "source", canonical_json([config.source.model_dump(), model.digest]), pairs)
+    history["loss"] = train_source(
+        model.classifier, _tokens(source, model), _labels(source), config, checkpoints, Progress("source", sink)
+    )
+    meta: dict[str, Any] = {"language": "en", "pairs": len(source)}
+    if dev is not None:
+        meta |= {"dev_accuracy": _accuracy(model, checked, config), "dev_pairs": len(checked)}
+        log.info("source model: %.2f %% on %d development pairs", 100 * meta["dev_accuracy"], len(checked))
+    chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(config.seed))[: config.source.keep_pairs]
+
+    def write_more(folder: Path) -> None:
+        _write_json(folder / _HISTORY, history)
+        pq.write_table(source.select(sorted(chosen.tolist())).with_format("arrow")[:], folder / _KEPT_PAIRS, compression="zstd")
+
+    save_model(
+        replace(model, seen={"source": _hashes(source)}),
+        out,
+        config=config.to_dict(),
+        parents={"pairs": read_manifest(pairs).digest},
+        meta=meta,
+        write_more=write_more,
+    )
+    checkpoints.discard()
+
+
+def resolve_source_model(name: str, folder: Path) -> Path:
+    """A published model folder for ``starter`` or a path; the starter is built into ``folder`` unless it is there already."""
+    if name != STARTER:
+        path = Path(name)
+        read_manifest(path, "model")
+        return path
+    if not folder.exists():
+        _save_starter(folder)
+    return folder
+
+
+def source_pairs(model: Path, given: Path | None, config: Config) -> Dataset:
+    """The labelled English pairs that train along: those given, else those that the model carries, else the configuration's."""
+    if given is not None:
+        pairs = read_pairs(given)
+    elif (model / _KEPT_PAIRS).is_file():
+        pairs = Dataset(pq.read_table(model / _KEPT_PAIRS))
+    else:
+        log.info("%s carries no training pairs, the source terms use data.source: %s", model, ", ".join(config.data.source))
+        loaded = load_source(
+            list(config.data.source), language="en", genres=config.data.genres, max_bad_share=config.data.max_bad_share
+        )
+        pairs = loaded.pairs
+    require_labels(pairs, "the source data")
+    return pairs
+
+
+def calibrate_model(
+    config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
+) -> None:
+    """Stage 1: publish ``model`` calibrated on the pool of ``language``."""
+    start = load_model(model)
+    target = read_pairs(pool)
+    english = source_pairs(model, source, config)
+    identity = canonical_json([config.calibrate.model_dump(), start.digest, fingerprint(english)])
+    checkpoints = _checkpoints(config, out, "calibrate", identity, pool)
+    tokens = _tokens(target, start)
+    labelled = None not in target["label"]
+    trace: list[tuple[int, float]] = []
+
+    def probe(step: int) -> None:
+        trace.append((step, _accuracy(start, target, config)))
+
+    if labelled and config.evaluate.probes:
+        probe(0)
+    steps = calibrate(
+        start.classifier,
+        tokens,
+        _tokens(english, start),
+        _labels(english),
+        config,
+        checkpoints,
+        Progress("calibrate", sink),
+        probe if labelled else None,
+    )
+    history = {"steps": [asdict(step) for step in steps], "trace": trace}
+    _save_adapted(start, model, target, pool, language, out, config, "calibrate", history)
+    checkpoints.discard()
+
+
+def self_train_model(
+    config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
+) -> None:
+    """Stage 2: publish ``model`` self-trained on the pool of ``language``."""
+    start = load_model(model)
+    target = read_pairs(pool)
+    english = source_pairs(model, source, config)
+    translated = _translated(config, target, language)
+    identity = canonical_json([config.selftrain.model_dump(), start.digest, fingerprint(english)])
+    checkpoints = _checkpoints(config, out, "selftrain", identity, pool)
+    rounds = self_train(
+        start.classifier,
+        _tokens(target, start),
+        _tokens(translated, start) if translated else None,
+        _tokens(english, start),
+        _labels(english),
+        start.text,
+        config,
+        checkpoints,
+        Progress("selftrain", sink),
+    )
+    history: dict[str, Any] = {"rounds": [], "back_translation": translated is not None}
+    for done in rounds:
+        selected, pseudo = torch.tensor(done.selected), torch.tensor(done.pseudo_labels)
+        history["rounds"].append(
+            {
+                "bars": done.bars,
+                "selected": torch.bincount(pseudo[selected], minlength=3).tolist(),
+                "precision": _precision(target, selected, pseudo),
+                "changed": done.changed,
+                "losses": done.losses,
+            }
+        )
+    _save_adapted(start, model, target, pool, language, out, config, "selftrain", history)
+    checkpoints.discard()
+
+
+def evaluate_model(
+    config: Config, model: Path, pairs: Path, language: str, out: Path, before: Path | None = None
+) -> dict[str, Any]:
+    """Publish and return the evaluation of ``model`` on labelled pairs, compared with an earlier one if there is one."""
+    loaded = load_model(model)
+    tested = read_pairs(pairs)
+    require_labels(tested, str(pairs))
+    protocol = protocol_of(_hashes(tested), loaded.seen, str(pairs))
+    logits = predict_logits(
+        loaded.classifier.move_to(set_up_compute(config.compute)),
+        _tokens(tested, loaded),
+        config.compute,
+        config.evaluate.batch_tokens,
+    )
+    parents = {"model": loaded.digest, "pairs": read_manifest(pairs).digest}
+    return publish_evaluation(
+        out,
+        logits,
+        _labels(tested),
+        language=language,
+        protocol=protocol,
+        config=config,
+        parents=parents,
+        before=before,
+        trace=_trace(model),
+    )
+
+
+def export_model(config: Config, model: Path, pairs: Path, out: Path) -> float:
+    """Publish the ONNX folder of ``model``; returns the largest difference of logits on at most 200 of the pairs."""
+    some = read_pairs(pairs).take(200)
+    return export_onnx(model, list(zip(some["premise"], some["hypothesis"], strict=True)), out, config)
+
+
+def predict_pairs(model: Path, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+    """Class probabilities of premise and hypothesis, by a trained model, in float32."""
+    loaded = load_model(model)
+    premises, hypotheses = zip(*pairs, strict=True)
+    tokens = tokenize(
+        premises, hypotheses, loaded.tokenizer, max_length=loaded.text.max_length, pad_id=loaded.text.pad_id
+    )
+    return predict_logits(loaded.classifier, tokens, Compute(precision="fp32"), 8192).softmax(1).tolist()
+
+
+def is_made_from(folder: Path, config: Config, parents: dict[str, Path]) -> bool:
+    """Whether ``folder`` was published already from these parents by this configuration."""
+    if not folder.exists():
+        return False
+    manifest = verify(folder)
+    digests = {role: read_manifest(parent).digest for role, parent in parents.items()}
+    return manifest.parents == digests and manifest.config == config.to_dict()
+
+
+def _save_starter(out: Path) -> None:
+    model = load_starter()
+    save_model(model, out, config={}, parents={"starter": model.digest}, meta={"language": "en"})
+
+
+def _translated(config: Config, pool: Dataset, language: str) -> Dataset | None:
+    settings = config.selftrain.back_translation
+    if settings is None:
+        log.info("%s trains without the back-translation view: selftrain.back_translation is not set", language)
+        return None
+    pivot = settings.pivots.get(language, "en")
+    if pivot == language:
+        raise ConfigError(f"selftrain.back_translation.pivots sends {language} through itself; name another language")
+    cache = TranslationCache(cache_folder() / "translations.sqlite")
+    return back_translate(pool, language, pivot, open_backend(settings.backend), cache)
+
+
+def _save_adapted(
+    start: Model,
+    model: Path,
+    pool: Dataset,
+    pool_folder: Path,
+    language: str,
+    out: Path,
+    config: Config,
+    stage: str,
+    history: Any,
+) -> None:
+    seen = torch.cat([start.seen.get("pool", torch.empty(0, dtype=torch.int64)), _hashes(pool)]).unique()
+
+    def write_more(folder: Path) -> None:
+        kept = json.loads((model / _HISTORY).read_text()) if (model / _HISTORY).is_file() else {}
+        # the losses of the source are told in the source's own folder
+        _write_json(folder / "history.json", {key: kept[key] for key in ("calibrate",) if key in kept} | {stage: history})
+        if (model / _KEPT_PAIRS).is_file():
+            (folder / _KEPT_PAIRS).write_bytes((model / _KEPT_PAIRS).read_bytes())
+
+    save_model(
+        replace(start, seen={**start.seen, "pool": seen}),
+        out,
+        config=config.to_dict(),
+        parents={"model": start.digest, "pool": read_manifest(pool_folder).digest},
+        meta={"language": language, "stage": stage},
+        write_more=write_more,
+    )
+
+
+def _checkpoints(config: Config, out: Path, stage: str, identity: str, pairs: Path) -> Checkpoints:
+    whole = canonical_json([identity, config.seed, config.backbone.model_dump(), verify(pairs, "pairs").digest])
+    return Checkpoints(out.parent / f"{out.name}.{stage}-checkpoint", config.compute.checkpoint_every, whole)
+
+
+def _tokens(pairs: Dataset, model: Model) -> TokenizedPairs:
+    tokens = tokenize(
+        pairs["premise"], pairs["hypothesis"], model.tokenizer, max_length=model.text.max_length, pad_id=model.text.pad_id
+    )
+    if tokens.truncated:
+        log.info("%d of %d pairs are longer than %d tokens and were cut", tokens.truncated, len(tokens), model.text.max_length)
+    return tokens
+
+
+def _labels(pairs: Dataset) -> Tensor:
+    return torch.tensor(pairs["label"], dtype=torch.int64)
+
+
+def _hashes(pairs: Dataset) -> Tensor:
+    """First 8 bytes of each pair's text hash, ``[n]`` int64."""
+    words = (bytes.fromhex(text_hash(p, h)[:16]) for p, h in zip(pairs["premise"], pairs["hypothesis"], strict=True))
+    return torch.tensor([int.from_bytes(word, signed=True) for word in words], dtype=torch.int64)
+
+
+def _accuracy(model: Model, pairs: Dataset, config: Config) -> float:
+    logits = predict_logits(model.classifier, _tokens(pairs, model), config.compute, config.evaluate.batch_tokens)
+    return (logits.argmax(1) == _labels(pairs)).float().mean().item()
+
+
+def _precision(pool: Dataset, selected: Tensor, pseudo: Tensor) -> list[float | None] | None:
+    """Of each class' selected pseudo-labels, where the pool happens to have labels; for the report, never for a decision."""
+    if None in pool["label"]:
+        return None
+    right = _labels(pool) == pseudo
+    chosen = [selected & (pseudo == label) for label in range(3)]
+    return [right[mask].float().mean().item() if mask.any() else None for mask in chosen]
+
+
+def _trace(model: Path) -> list[tuple[int, float]] | None:
+    file = model / "history.json"
+    history = json.loads(file.read_text()) if file.is_file() else {}
+    return [(step, accuracy) for step, accuracy in history.get("calibrate", {}).get("trace", [])] or None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True))

@@ -1,0 +1,160 @@
+"""Stage 2: self-training as semi-supervised learning, eq. 9-14. Learns the trusted pseudo-labels from strong views of the pairs."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conlst.contract.config import Config, SelfTrain
+from conlst.contract.errors import TrainingError
+from conlst.data.batching import draw_of_like_length, shuffled_batches
+from conlst.data.tokens import TokenizedPairs
+from conlst.method.losses import soft_cross_entropy
+from conlst.method.masking import mask_tokens
+from conlst.method.mixup import mixup
+from conlst.method.thresholds import flexmatch_bars, select
+from conlst.model.encoder import PairClassifier
+from conlst.model.folder import TextSettings
+from conlst.stages.predict import predict_logits
+from conlst.stages.progress import Progress
+from conlst.training import Checkpoints, Trainer, autocast, set_up_compute, step_generator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One iteration: predict, select, train.
+
+    Attributes:
+        bars: ``[classes]``, FlexMatch's confidence bars.
+        pseudo_labels: ``[pool]``, the argmax of the predictions that the round began with.
+        selected: ``[pool]`` bool, whose confidence reached its bar.
+        changed: share of the pseudo-labels that differ from the round before; 1 in the first round.
+        losses: of every step; empty if the labels had settled.
+    """
+
+    bars: list[float]
+    pseudo_labels: list[int]
+    selected: list[bool]
+    changed: float
+    losses: list[float]
+
+
+def self_train(
+    model: PairClassifier,
+    pool: TokenizedPairs,
+    translated: TokenizedPairs | None,
+    source: TokenizedPairs,
+    source_labels: Tensor,
+    text: TextSettings,
+    config: Config,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress | None = None,
+) -> list[Round]:
+    """Train ``model`` in place until fewer than ``stop_below`` of the pseudo-labels change, or ``max_iterations``.
+
+    Args:
+        pool: unlabelled target pairs.
+        translated: the same pairs translated away and back, or ``None``: then that view is not drawn.
+        source, source_labels: labelled English pairs, trained along (eq. 13).
+        text: which ids masking may not touch.
+
+    Returns:
+        The rounds; the last one has no losses if the labels had settled.
+
+    Raises:
+        TrainingError: if no pseudo-label reaches its bar.
+    """
+    device = set_up_compute(config.compute)
+    model.move_to(device)
+    stage = config.selftrain
+    kept = checkpoints.load() if checkpoints else None
+    rounds = [Round(**done) for done in kept.state["rounds"]] if kept else []
+
+    while len(rounds) < stage.max_iterations:
+        if kept:
+            q, losses = kept.stage["q"], kept.state["losses"]
+        else:
+            q, losses = predict_logits(model, pool, config.compute, config.evaluate.batch_tokens).softmax(1), []
+        bars = flexmatch_bars(q, stage.threshold, stage.floor)
+        selected, pseudo = select(q, bars), q.argmax(1)
+        changed = (pseudo != torch.tensor(rounds[-1].pseudo_labels)).float().mean().item() if rounds else 1.0
+        _report(len(rounds), bars, selected, pseudo, changed)
+        if changed < stage.stop_below:
+            rounds.append(Round(bars.tolist(), pseudo.tolist(), selected.tolist(), changed, []))
+            break
+
+        plan = _plan(selected, pool, stage, config.seed, len(rounds))
+        trainer = Trainer(model, stage, len(plan), checkpoints)
+        if kept:
+            trainer.restore(kept)
+            kept = None
+        model.train()
+        for indices in plan[trainer.step :]:
+            generator = step_generator(config.seed, "selftrain", len(rounds), trainer.step)
+            companions = draw_of_like_length(source.lengths, max(1, round(stage.source_share * len(indices))), generator)
+            with autocast(config.compute, device):
+                supervised = F.cross_entropy(
+                    model(*source.batch(companions, device)).float(), source_labels[companions].to(device)
+                )
+                unsupervised = _strong_view_loss(model, pool, translated, indices, pseudo, text, stage, generator)
+                loss = supervised + stage.target_weight * unsupervised
+            losses.append(trainer.update(loss, indices.tolist()))
+            if progress:
+                terms = {"loss": losses[-1], "supervised": supervised.item(), "unsupervised": unsupervised.item()}
+                progress.step(trainer.step, len(plan), len(indices), terms)
+            if trainer.checkpoint_due():
+                trainer.save({"q": q}, {"rounds": [vars(done) for done in rounds], "losses": losses})
+        rounds.append(Round(bars.tolist(), pseudo.tolist(), selected.tolist(), changed, losses))
+
+    model.eval()
+    return rounds
+
+
+def _plan(selected: Tensor, pool: TokenizedPairs, stage: SelfTrain, seed: int, iteration: int) -> list[Tensor]:
+    chosen = selected.nonzero().squeeze(1)
+    if not len(chosen):
+        raise TrainingError("no pseudo-label reaches its bar; lower selftrain.threshold and selftrain.floor")
+    plan = []
+    for epoch in range(stage.epochs):
+        generator = step_generator(seed, "selftrain", iteration, "epoch", epoch)
+        plan += [chosen[batch] for batch in shuffled_batches(pool.lengths[chosen], stage.batch_tokens, generator)]
+    return plan
+
+
+def _strong_view_loss(
+    model: PairClassifier,
+    pool: TokenizedPairs,
+    translated: TokenizedPairs | None,
+    indices: Tensor,
+    pseudo: Tensor,
+    text: TextSettings,
+    stage: SelfTrain,
+    generator: torch.Generator,
+) -> Tensor:
+    """Eq. 14 for one batch, which takes one of the views that there are."""
+    views = [name for name, has in (("mask", stage.masking), ("mixup", stage.mixup), ("translate", translated)) if has]
+    view = views[int(torch.randint(len(views), (1,), generator=generator))]
+    ids, mask = (translated if view == "translate" and translated else pool).batch(indices, model.device)
+    targets = F.one_hot(pseudo[indices], 3).float().to(model.device)
+    if view == "mask" and stage.masking:
+        ids = mask_tokens(ids, mask, stage.masking.share, text.mask_id, text.special_ids, generator)
+    pooled = model.encode(ids, mask)
+    if view == "mixup" and stage.mixup:
+        pooled, targets = mixup(pooled, targets, stage.mixup.alpha, generator)
+    return soft_cross_entropy(model.classify(pooled), targets)
+
+
+def _report(iteration: int, bars: Tensor, selected: Tensor, pseudo: Tensor, changed: float) -> None:
+    counts = torch.bincount(pseudo[selected], minlength=len(bars)).tolist()
+    log.info(
+        "self-training round %d: bars %s, selected %s of %d, pseudo-labels changed %.2f %%",
+        iteration,
+        [round(bar, 3) for bar in bars.tolist()],
+        counts,
+        len(pseudo),
+        100 * changed,
+    )

@@ -1,0 +1,215 @@
+"""What the training stages share: one optimiser step, its precision and its checkpoint. Their loops stay their own.
+
+Every step seeds itself from the run's seed and its own number (:func:`step_generator`), dropout included. A resumed run needs
+no state of any random generator, and walks on exactly as an uninterrupted one.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from conlst.contract.artifacts import publish, verify
+from conlst.contract.config import Compute, Optimisation
+from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
+from conlst.model.encoder import PairClassifier
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What :meth:`Trainer.save` kept.
+
+    Attributes:
+        step: optimiser steps done.
+        tensors: weights and Adam's moments.
+        stage: the stage's own tensors, for example its pseudo-labels.
+        state: the stage's own JSON facts, for example its losses so far.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    stage: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a stage keeps its last checkpoint.
+
+    Attributes:
+        folder: holds the last checkpoint until the stage has published its result.
+        every: optimiser steps between two checkpoints, 0 for none.
+        identity: digest of everything the run depends on.
+    """
+
+    folder: Path
+    every: int
+    identity: str
+
+    def load(self) -> Checkpoint | None:
+        """The last checkpoint, or ``None`` at the beginning of a run.
+
+        Raises:
+            ArtifactError: if the checkpoint is damaged or belongs to another run.
+        """
+        if not self.folder.exists():
+            return None
+        meta = verify(self.folder, "checkpoint").meta
+        if meta["identity"] != self.identity:
+            raise ArtifactError(f"{self.folder} is the checkpoint of another run (config, data or model differ); remove it")
+        tensors = load_file(self.folder / "checkpoint.safetensors")
+        stage = {name.removeprefix("stage/"): tensors.pop(name) for name in list(tensors) if name.startswith("stage/")}
+        log.info("resuming at step %d from %s", meta["step"], self.folder)
+        return Checkpoint(meta["step"], tensors, stage, meta["state"])
+
+    def discard(self) -> None:
+        """Remove what is kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def set_up_compute(compute: Compute) -> torch.device:
+    """Choose the device and the number of threads.
+
+    Raises:
+        ConfigError: if the configuration asks for a GPU that this process cannot see.
+    """
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("compute.device is cuda, but torch sees no GPU: check the node's accelerator, or set it to auto")
+    torch.set_num_threads(compute.threads or len(os.sched_getaffinity(0)))
+    # denormal gradients of a nearly solved loss slow a float32 backward pass down several times
+    torch.set_flush_denormal(True)
+    use_gpu = compute.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast for matrix products, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed that depends on every part, for example on (seed, "calibrate", 17)."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+def step_generator(*parts: int | str) -> torch.Generator:
+    """Seed everything random in a step: the global state (dropout) and the returned generator (draws)."""
+    seed = derived_seed(*parts)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+class Trainer:
+    """Adam with a linear schedule over the parameters that train, and its checkpoints.
+
+    Args:
+        model: trained in place; frozen parameters take no part, in the checkpoint neither.
+        optimisation: rates, warm-up, decay and gradient norm.
+        total_steps: length of the schedule.
+        checkpoints: where to save; ``None`` keeps none.
+
+    Attributes:
+        step: optimiser steps done so far.
+    """
+
+    def __init__(
+        self,
+        model: PairClassifier,
+        optimisation: Optimisation,
+        total_steps: int,
+        checkpoints: Checkpoints | None = None,
+    ):
+        self._model = model
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._checkpoints = checkpoints
+        self._max_norm = optimisation.max_grad_norm
+        self._total = max(1, total_steps)
+        self._warmup = round(optimisation.warmup * self._total)
+        self.step = 0
+        heads = {id(parameter) for parameter in model.heads()}
+        groups = [
+            {"params": [p for p in self._parameters.values() if id(p) not in heads], "lr": optimisation.lr},
+            {"params": [p for p in model.heads() if p.requires_grad], "lr": optimisation.head_lr or optimisation.lr},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=optimisation.weight_decay, fused=True)
+        self._rates = [group["lr"] for group in groups]
+
+    def update(self, loss: Tensor, pairs: Iterable[int]) -> float:
+        """One optimiser step on ``loss``.
+
+        Args:
+            loss: scalar.
+            pairs: indices of the batch, named if the step must be refused.
+
+        Returns:
+            The loss as a float.
+
+        Raises:
+            TrainingError: if the loss or its gradient is not finite; the weights are left as they were.
+        """
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._schedule()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_norm)
+        if not torch.isfinite(loss) or not torch.isfinite(norm):
+            raise TrainingError(
+                f"step {self.step}: loss {loss.item()}, gradient norm {norm.item()}; lower the rate or look at the pairs"
+                f" {list(pairs)[:8]}"
+            )
+        self._optimizer.step()
+        self.step += 1
+        return loss.item()
+
+    def _schedule(self) -> float:
+        if self.step < self._warmup:
+            return (self.step + 1) / self._warmup
+        return (self._total - self.step) / max(1, self._total - self._warmup)
+
+    def checkpoint_due(self) -> bool:
+        """Whether the stage should call :meth:`save` now."""
+        every = self._checkpoints.every if self._checkpoints else 0
+        return every > 0 and self.step % every == 0
+
+    def save(self, stage: dict[str, Tensor] | None = None, state: dict[str, Any] | None = None) -> None:
+        """Publish a checkpoint in place of the last one.
+
+        Args:
+            stage: tensors that the stage needs beside the weights.
+            state: small JSON facts of the stage.
+        """
+        if self._checkpoints is None:
+            return
+        tensors = {f"model/{name}": p.detach() for name, p in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            for key, moment in self._optimizer.state[parameter].items():
+                tensors[f"adam/{name}/{key}"] = moment
+        tensors |= {f"stage/{name}": tensor for name, tensor in (stage or {}).items()}
+        meta = {"identity": self._checkpoints.identity, "step": self.step, "state": state or {}}
+        with publish(self._checkpoints.folder, kind="checkpoint", meta=meta) as staging:
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, staging / "checkpoint.safetensors")
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take weights, moments and step from a checkpoint of the same run."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(checkpoint.tensors[f"model/{name}"])
+                prefix = f"adam/{name}/"
+                self._optimizer.state[parameter] = {
+                    key.removeprefix(prefix): moment.to(parameter.device)
+                    for key, moment in checkpoint.tensors.items()
+                    if key.startswith(prefix)
+                }
+        self.step = checkpoint.step

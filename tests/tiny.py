@@ -1,0 +1,87 @@
+"""A backbone small enough to train in a test: random BERT or XLM-R weights in Hugging Face form, with a word tokenizer."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+
+WORDS = (
+    "a the cat dog man woman child sleeps runs eats sings not never always some all no one two three red blue old young house"
+    " river city night day is was in on under near with without and or but he she they it sees wants buys sells".split()
+)
+
+
+def tiny_backbone(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
+    """Write a two-layer encoder of kind ``bert`` or ``xlm-roberta`` with its fast tokenizer."""
+    specials = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
+    vocabulary = {token: index for index, token in enumerate([*specials, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="<mask>"
+    )
+    sizes = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+    torch.manual_seed(seed)
+    model = BertModel(BertConfig(**sizes)) if kind == "bert" else XLMRobertaModel(XLMRobertaConfig(**sizes))
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def tiny_pairs(count: int, seed: int) -> list[dict[str, str]]:
+    """Labelled pairs of random words whose label can be read off: the hypothesis repeats the premise, negates it, or says more."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in range(count):
+        words = [WORDS[i] for i in torch.randint(11, len(WORDS), (int(torch.randint(3, 9, (1,), generator=generator)),), generator=generator)]
+        label = ("entailment", "neutral", "contradiction")[index % 3]
+        hypothesis = {"entailment": words[:3], "neutral": [*words[:2], "always"], "contradiction": ["never", *words[:2]]}[label]
+        rows.append(
+            {
+                "premise": " ".join(words),
+                "hypothesis": " ".join(hypothesis),
+                "label": label,
+                "genre": "fiction",
+                "pair_id": f"{seed}-{index}",
+            }
+        )
+    return rows
+
+
+def write_tsv(path: Path, rows: list[dict[str, str]]) -> Path:
+    """Rows as the TSV that ``conlst`` reads."""
+    columns = ["premise", "hypothesis", "label", "genre", "pair_id"]
+    lines = ["\t".join(columns), *("\t".join(row[column] for column in columns) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def tiny_config(backbone: Path, **overrides: object) -> dict:
+    """A configuration that trains in about a second."""
+    return {
+        "name": "tiny",
+        "languages": ["sw"],
+        "backbone": {"name": str(backbone), "pooling": "mean", "max_length": 32, "projection": 16, "freeze_embeddings": False},
+        "compute": {"device": "cpu", "precision": "fp32", "threads": 1, "checkpoint_every": 2},
+        "source": {"lr": 1e-3, "batch_tokens": 128, "epochs": 2},
+        "calibrate": {"lr": 1e-4, "threshold": 0.34, "batch_tokens": 128, "negatives": 2},
+        "selftrain": {"lr": 1e-4, "threshold": 0.4, "floor": 0.34, "batch_tokens": 128, "max_iterations": 2},
+        **json.loads(json.dumps(overrides)),
+    }
