@@ -1,0 +1,1 @@
+"""The NLI endpoint: promoted ONNX models behind HTTP, without torch."""

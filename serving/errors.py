@@ -1,0 +1,33 @@
+"""Errors that the client sees: ``{"error": {"type", "message"}}`` with the right status, never a user's text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ApiError(Exception):
+    """A request that is answered with an error.
+
+    400 is a request of the wrong shape, 413 and 422 one of the right shape that is too large or whose texts cannot be answered.
+
+    Attributes:
+        status: the HTTP status.
+        kind: the stable name that programs compare.
+        index: which of the request's pairs is meant, if one is.
+        headers: to send along, for example ``Retry-After``.
+    """
+
+    def __init__(
+        self, status: int, kind: str, message: str, *, index: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.message = message
+        self.index = index
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        error: dict[str, Any] = {"type": self.kind, "message": self.message}
+        if self.index is not None:
+            error["index"] = self.index
+        return {"error": error}

@@ -1,0 +1,203 @@
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from served import CANARY, CHECKOUT, MANY, ONE, Bomb, expected
+from tiny_onnx import PAIRS, tiny_onnx_folder
+
+from conlst.contract.artifacts import read_manifest
+from conlst.contract.labels import NAMES
+from serving.openapi import openapi_document
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_onnx_folder(tmp_path_factory.mktemp("served") / "sw")
+
+
+@dataclass
+class Process:
+    popen: subprocess.Popen
+    url: str
+    log: Path
+
+    def until(self, condition) -> httpx.Response:
+        """The first answer of /readyz that is as wished."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self.popen.poll() is None, self.log.read_text()
+            try:
+                answer = httpx.get(f"{self.url}/readyz", timeout=5)
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and condition(answer):
+                return answer
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+
+def start(folder: Path, models: str, **environment: str) -> Process:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {
+        **os.environ,
+        "CONLST_MODELS": models,
+        "CONLST_THREADS": "1",
+        "BENTOML_HOME": str(folder / "bentoml"),
+        **environment,
+    }
+    log = folder / "log"
+    with log.open("w") as output:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "serving", "--port", str(port)], cwd=CHECKOUT, env=variables, stdout=output, stderr=output
+        )
+    return Process(popen, f"http://127.0.0.1:{port}", log)
+
+
+def stop(process: Process) -> None:
+    if process.popen.poll() is None:
+        process.popen.terminate()
+        process.popen.wait(40)
+
+
+@pytest.fixture(scope="module")
+def real(folder, tmp_path_factory) -> Iterator[Process]:
+    process = start(tmp_path_factory.mktemp("server"), f"sw={folder}")
+    try:
+        process.until(lambda answer: answer.status_code == 200)
+        yield process
+    finally:
+        stop(process)
+
+
+@pytest.mark.slow
+def test_the_real_server_answers(real, folder):
+    answer = httpx.post(f"{real.url}/predict", json=MANY, headers={"X-Request-ID": "real-1"})
+    assert answer.status_code == 200
+    assert answer.headers["x-request-id"] == "real-1"
+    found = [[prediction["probabilities"][name] for name in NAMES] for prediction in answer.json()["predictions"]]
+    np.testing.assert_allclose(found, expected(PAIRS), atol=1e-6)
+    assert httpx.get(f"{real.url}/livez").status_code == 200
+    assert httpx.get(f"{real.url}/models").json()["models"][0]["digest"] == read_manifest(folder).digest
+    assert httpx.get(f"{real.url}/docs.json").json() == openapi_document()
+    assert 'conlst_requests_total{route="/predict",status="200"}' in httpx.get(f"{real.url}/metrics").text
+    assert "<script" not in httpx.get(f"{real.url}/").text
+    assert httpx.get(f"{real.url}/nope").json()["error"]["type"] == "not_found"
+
+
+@pytest.mark.slow
+def test_the_real_server_refuses_pickles_and_floods(real):
+    def chunks() -> Iterator[bytes]:
+        for _ in range(500):
+            yield b" " * 65536
+
+    bomb = httpx.post(
+        f"{real.url}/predict", content=pickle.dumps(Bomb()), headers={"content-type": "application/vnd.bentoml+pickle"}
+    )
+    assert bomb.status_code == 415
+    headers = {"content-type": "application/json"}
+    assert httpx.post(f"{real.url}/predict", content=b" " * 30_000_000, headers=headers, timeout=30).status_code == 413
+    assert httpx.post(f"{real.url}/predict", content=chunks(), headers=headers, timeout=30).status_code == 413
+    assert httpx.post(f"{real.url}/predict", json=ONE).status_code == 200
+
+
+@pytest.mark.slow
+def test_the_real_log_has_ids_and_no_texts(real):
+    question = {"premise": CANARY, "hypothesis": CANARY, "language": "sw"}
+    httpx.post(f"{real.url}/predict", json=question, headers={"X-Request-ID": "real-log"})
+    httpx.post(f"{real.url}/predict", json={**question, "premise": CANARY * 1000})
+    httpx.post(f"{real.url}/predict?premise={CANARY}", content=CANARY, headers={"content-type": "application/json"})
+    httpx.get(f"{real.url}/{CANARY}?{CANARY}")
+    httpx.get(f"{real.url}/readyz?{CANARY}")
+    log = real.log.read_text()
+    assert "real-log /predict 200" in log
+    assert CANARY not in log
+
+
+@pytest.mark.slow
+def test_sigterm_lets_a_request_in_flight_finish(folder, tmp_path):
+    process = start(tmp_path, f"sw={folder}")
+    try:
+        process.until(lambda answer: answer.status_code == 200)
+        body = json.dumps(ONE).encode()
+        with socket.create_connection(("127.0.0.1", int(process.url.rpartition(":")[2])), timeout=30) as connection:
+            head = (
+                f"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            connection.sendall(head.encode() + body[:10])
+            # answered after the half request was sent, so the server has begun with that
+            assert httpx.get(f"{process.url}/models").status_code == 200
+            process.popen.send_signal(signal.SIGTERM)
+            while _answers(process.url):
+                pass
+            connection.sendall(body[10:])
+            answer = b""
+            while block := connection.recv(65536):
+                answer += block
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        assert b'"predictions"' in answer
+        assert process.popen.wait(40) == 0
+    finally:
+        stop(process)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/livez", timeout=1).is_success
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+def test_the_real_server_is_alive_but_not_ready_with_a_wrong_model(tmp_path):
+    process = start(tmp_path, f"sw={tiny_onnx_folder(tmp_path / 'sw', golden_offset=0.5)}")
+    try:
+        answer = process.until(lambda answer: answer.status_code == 503 and "golden" in answer.text)
+        assert "golden pair 0" in answer.text
+        assert httpx.get(f"{process.url}/livez").status_code == 200
+        assert httpx.post(f"{process.url}/predict", json=ONE).json()["error"]["type"] == "not_ready"
+    finally:
+        stop(process)
+
+
+@pytest.mark.slow
+def test_the_real_server_ends_with_the_reason_when_there_is_nothing_to_serve(tmp_path):
+    process = start(tmp_path, "sw=/no/such/folder")
+    try:
+        assert process.popen.wait(60) == 1
+        assert "/no/such/folder has no manifest.json" in process.log.read_text()
+        assert "Traceback" not in process.log.read_text()
+    finally:
+        stop(process)
+
+
+@pytest.mark.slow
+def test_the_bento_holds_all_that_the_service_imports(tmp_path):
+    variables = {**os.environ, "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "True"}
+    build = [sys.executable, "-m", "bentoml", "build", "-f", "serving/bentofile.yaml", ".", "--output", "tag"]
+    built = subprocess.run(build, cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=True)
+    name, version = re.search(r"__tag__:(\w+):(\w+)", built.stdout).groups()
+    source = tmp_path / "bentos" / name / version / "src"
+    program = "import conlst, conlst.platform.registry, conlst.platform.objects, serving.service; print(conlst.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**variables, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(source / "conlst" / "__init__.py")
