@@ -1,6 +1,7 @@
 """One configuration for the whole way, a section a stage. Unknown keys are refused; defaults are the paper's where it has any."""
 
 import hashlib
+import json
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -265,9 +266,12 @@ class Config(Section):
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
+    def to_json(self) -> str:
+        return canonical_json(self.to_dict())
+
     @property
     def digest(self) -> str:
-        return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 def config_from_dict(raw: dict[str, Any], where: str = "config") -> Config:
@@ -281,6 +285,18 @@ def config_from_dict(raw: dict[str, Any], where: str = "config") -> Config:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{where}: {problems}") from None
+
+
+def config_from_json(text: str) -> Config:
+    """Read what :meth:`Config.to_json` wrote: the form in which a configuration travels through a pipeline.
+
+    Raises:
+        ConfigError: as :func:`config_from_dict`, or if the text is not JSON.
+    """
+    try:
+        return config_from_dict(json.loads(text))
+    except ValueError as error:
+        raise ConfigError(f"the configuration is not JSON: {error}") from error
 
 
 def load_config(name_or_path: str | Path, overrides: tuple[str, ...] = ()) -> Config:

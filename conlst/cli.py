@@ -1,0 +1,286 @@
+"""``conlst``: everything that a person does, one command each. Logs go to stderr; the last line of stdout is JSON."""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from conlst import __version__
+from conlst.contract.config import Config, load_config
+from conlst.contract.errors import ConlstError
+from conlst.contract.logs import set_up_logging
+
+log = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+
+_TEACH = """\
+From an English NLI model to a served one in a language without labels:
+
+  conlst train-source --config xnli-e5-small --data mnli.tsv.gz --dev dev.tsv.gz --out models/en
+  conlst adapt --config xnli-e5-small --source-model models/en --pool unlabelled.tsv --language sw --out models/sw
+  conlst evaluate --model models/sw --data labelled.tsv --language sw
+  conlst export --model models/sw --out served/sw
+  conlst serve --model sw=served/sw
+
+or all of it as a pipeline, on this machine (`conlst run`) or compiled for Kubeflow (`conlst compile`).
+Pairs come from .tsv[.gz], .jsonl[.gz], .parquet, s3://…, hub:<id>, or the shipped sample:<language>.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    set_up_logging(options.verbose)
+    try:
+        result = options.command(options)
+    except ConlstError as error:
+        log.debug("", exc_info=True)
+        print(f"conlst {options.name}: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result, sort_keys=True))
+    return 0
+
+
+def train_source(options: argparse.Namespace) -> Result:
+    from conlst.stages import folders
+
+    config = _config(options)
+    work = _work(options.out)
+    pairs, dev = work / "pairs", work / "dev"
+    folders.ingest(config, "source", _local(options.data, work), "en", pairs)
+    if options.dev:
+        folders.ingest(config, "source_dev", _local([options.dev], work), "en", dev)
+    folders.train_source_model(config, pairs, options.out, dev if options.dev else None)
+    return {"model": str(options.out), **_meta(options.out)}
+
+
+def adapt(options: argparse.Namespace) -> Result:
+    from conlst.stages import folders
+
+    config = _config(options)
+    work = _work(options.out)
+    start = folders.resolve_source_model(_one_local(options.source_model, work), work / "starter")
+    pool = work / "pool"
+    folders.ingest(config, "pool", _local(options.pool, work), options.language, pool)
+    source = None
+    if options.source_data:
+        source = work / "source"
+        folders.ingest(config, "source", _local(options.source_data, work), "en", source)
+    calibrated = work / "calibrated"
+    if not folders.is_made_from(calibrated, config, {"model": start, "pool": pool}):
+        folders.calibrate_model(config, start, pool, options.language, calibrated, source)
+    folders.self_train_model(config, calibrated, pool, options.language, options.out, source)
+    return {"model": str(options.out), "calibrated": str(calibrated), **_meta(options.out)}
+
+
+def evaluate(options: argparse.Namespace) -> Result:
+    from conlst.stages import folders
+
+    config = _config(options)
+    out = options.out or Path(f"{options.model}.evaluation")
+    work = _work(out)
+    pairs = work / "pairs"
+    model = folders.resolve_source_model(_one_local(options.model, work), work / "starter")
+    folders.ingest(config, "test", _local([options.data], work), options.language, pairs)
+    evaluation = folders.evaluate_model(config, model, pairs, options.language, out, options.before)
+    return {"evaluation": str(out), "page": str(out / "page.html"), **evaluation}
+
+
+def export(options: argparse.Namespace) -> Result:
+    from conlst.contract.artifacts import read_manifest
+    from conlst.stages import folders
+
+    config = _config(options)
+    work = _work(options.out)
+    model = folders.resolve_source_model(_one_local(options.model, work), work / "starter")
+    language = read_manifest(model).meta.get("language", "en")
+    folders.ingest(config, "test", _local([options.data or f"sample:{language}"], work), language, work / "pairs")
+    difference = folders.export_model(config, model, work / "pairs", options.out)
+    return {"model": str(options.out), "language": language, "parity": difference}
+
+
+def predict(options: argparse.Namespace) -> Result:
+    from conlst.contract.artifacts import read_manifest
+    from conlst.contract.labels import NAMES
+
+    folder = Path(options.model)
+    pair = (options.premise, options.hypothesis)
+    manifest = read_manifest(folder)
+    if manifest.kind == "onnx":
+        from conlst.runtime.onnx import Predictor
+
+        predictor = Predictor(folder)
+        probabilities = predictor.probabilities(predictor.logits([pair]))[0].tolist()
+    else:
+        from conlst.stages.folders import predict_pairs
+
+        probabilities = predict_pairs(folder, [pair])[0]
+    best = max(range(len(NAMES)), key=probabilities.__getitem__)
+    return {
+        "label": NAMES[best],
+        "probabilities": dict(zip(NAMES, probabilities, strict=True)),
+        "language": manifest.meta.get("language"),
+        "digest": manifest.digest,
+    }
+
+
+def run(options: argparse.Namespace) -> Result:
+    from pipelines.local import run_locally
+
+    return run_locally(_config(options), options.root, options.store, options.at_once)
+
+
+def compile_pipeline(options: argparse.Namespace) -> Result:
+    from pipelines.cluster import compile_for_cluster
+
+    compile_for_cluster(_config(options), options.out, options.image)
+    return {"pipeline": str(options.out), "image": options.image}
+
+
+def promote(options: argparse.Namespace) -> Result:
+    from conlst.platform import registry
+
+    version = options.version
+    if version is None:
+        challenger = registry.challenger(options.language)
+        if challenger is None:
+            raise registry.RegistryError(f"nli-{options.language} has no challenger; name a version with --version")
+        version = challenger.version
+    decision = registry.promote(options.language, version, _config(options).gate)
+    return {"language": options.language, "version": version, "promoted": decision.promote, "reasons": list(decision.reasons)}
+
+
+def rollback(options: argparse.Namespace) -> Result:
+    from conlst.platform import registry
+
+    version = registry.rollback(options.language)
+    return {"language": options.language, "champion": version.version, "uri": version.uri}
+
+
+def serve(options: argparse.Namespace) -> Result:
+    environment = dict(os.environ)
+    if options.model:
+        environment["CONLST_MODELS"] = ",".join(options.model)
+    if options.language:
+        environment["CONLST_LANGUAGES"] = ",".join(options.language)
+    command = [sys.executable, "-m", "serving", "--host", options.host, "--port", str(options.port)]
+    # BentoML takes the signals; its end is ours
+    status = subprocess.run(command, env=environment, check=False).returncode
+    if status:
+        raise ConlstError(f"bentoml serve ended with status {status}; its log says why")
+    return {"served": options.port}
+
+
+def _config(options: argparse.Namespace) -> Config:
+    return load_config(options.config, tuple(options.set))
+
+
+def _work(out: Path) -> Path:
+    """Where a command keeps what lies between its input and its output: checked pairs, checkpoints, the calibrated model."""
+    work = out.parent / f"{out.name}.work"
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _local(sources: Sequence[str], work: Path) -> list[str]:
+    return [_one_local(source, work) for source in sources]
+
+
+def _one_local(source: str, work: Path) -> str:
+    if not str(source).startswith("s3://"):
+        return str(source)
+    from conlst.platform.objects import localize
+
+    return str(localize(source, work / "fetched"))
+
+
+def _meta(folder: Path) -> Result:
+    from conlst.contract.artifacts import read_manifest
+
+    manifest = read_manifest(folder)
+    return {"digest": manifest.digest, **manifest.meta}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="conlst", description=_TEACH, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--verbose", action="store_true", help="log more, and tracebacks")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="command")
+
+    def command(name: str, function: Callable[[argparse.Namespace], Result], does: str, default: str | None = None) -> Any:
+        sub = commands.add_parser(name, help=does, description=does, allow_abbrev=False)
+        sub.set_defaults(command=function)
+        sub.add_argument(
+            "--config", default=default, required=default is None, help="a .yaml file, or the name of a profile in configs/"
+        )
+        sub.add_argument(
+            "--set", action="extend", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override a configuration value"
+        )
+        return sub
+
+    sub = command("run", run, "run the whole pipeline on this machine through kfp.local")
+    sub.add_argument("--root", type=Path, default=Path("runs"), help="where artifacts, MLflow's database and reports go")
+    sub.add_argument("--at-once", type=int, default=1, metavar="N", help="languages adapted at the same time")
+    sub.add_argument("--store", required=True, metavar="S3-PREFIX", help="s3://bucket/prefix for published models")
+
+    sub = command("train-source", train_source, "stage 0: fine-tune a multilingual encoder on labelled English pairs")
+    sub.add_argument("--data", nargs="+", required=True, metavar="FILE", help="labelled English pairs")
+    sub.add_argument("--dev", metavar="FILE", help="labelled English pairs to report accuracy on")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the model")
+
+    sub = command("adapt", adapt, "stages 1 and 2: calibrate and self-train on unlabelled pairs of a language")
+    sub.add_argument("--source-model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
+    sub.add_argument("--pool", nargs="+", required=True, metavar="FILE", help="pairs of the language; their labels are not used")
+    sub.add_argument("--language", required=True, help="code of the language, for example sw")
+    sub.add_argument("--source-data", nargs="+", metavar="FILE", help="labelled English pairs; default: those the model carries")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the adapted model; DIR.work keeps the calibrated one")
+
+    sub = command("evaluate", evaluate, "accuracy, calibration and confidence bands on labelled pairs", "default")
+    sub.add_argument("--model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
+    sub.add_argument("--data", required=True, metavar="FILE", help="labelled pairs")
+    sub.add_argument("--language", required=True)
+    sub.add_argument("--before", type=Path, metavar="DIR", help="an earlier evaluation of the same pairs to compare with")
+    sub.add_argument("--out", type=Path, help="folder of the report (default: MODEL.evaluation)")
+
+    sub = command("export", export, "write a model as ONNX, refused unless it answers as torch does", "default")
+    sub.add_argument("--model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
+    sub.add_argument("--data", metavar="FILE", help="pairs to compare on (default: the sample of the model's language)")
+    sub.add_argument("--out", type=Path, required=True, help="folder to serve")
+
+    sub = command("compile", compile_pipeline, "compile the pipeline for Kubeflow Pipelines")
+    sub.add_argument("--image", required=True, help="training image with its digest: registry/name@sha256:…")
+    sub.add_argument("--out", type=Path, default=Path("pipeline.yaml"))
+
+    sub = command("promote", promote, "let the gate decide whether a version becomes champion of its language", "default")
+    sub.add_argument("--language", required=True)
+    sub.add_argument("--version", type=int, help="default: the challenger")
+
+    sub = commands.add_parser("rollback", help="restore the champion that the present one replaced", allow_abbrev=False)
+    sub.set_defaults(command=rollback)
+    sub.add_argument("--language", required=True)
+
+    sub = commands.add_parser("serve", help="serve champions from the registry, or given folders", allow_abbrev=False)
+    sub.set_defaults(command=serve)
+    sub.add_argument("--model", action="append", metavar="LANGUAGE=DIR", help="serve this folder; default: the champions")
+    sub.add_argument("--language", action="append", help="serve only this champion (repeatable)")
+    sub.add_argument("--host", default="127.0.0.1")
+    sub.add_argument("--port", type=int, default=3000)
+
+    sub = commands.add_parser("predict", help="answer one pair with a model folder", allow_abbrev=False)
+    sub.set_defaults(command=predict)
+    sub.add_argument("--model", required=True, metavar="DIR", help="an exported or a trained model folder")
+    sub.add_argument("--premise", required=True)
+    sub.add_argument("--hypothesis", required=True)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Model versions in the MLflow registry: one model a language, ``nli-<language>``, with aliases ``champion`` and ``challenger``.
+
+MLflow holds an artifact folder's address and digest, never its bytes. Its metrics are a tag of the version, so that a later
+candidate can be compared with it. Stages, ``latest_versions`` and the aliases in search results are not used: the first are
+deprecated, the others come back empty.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from conlst.contract.artifacts import canonical_json
+from conlst.contract.config import Gate
+from conlst.contract.errors import ArtifactError, BackendError, RegistryError
+from conlst.platform import objects
+from conlst.platform.gate import Decision, decide
+from conlst.platform.mlflow_client import open_client
+
+log = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+_PREFIX = "nli-"
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version.
+
+    Attributes:
+        uri: ``s3://`` address of its folder's manifest.
+        digest: the digest that the address names.
+        metrics: what the gate reads, as measured before registration.
+        tags: everything else that was noted, for example ``replaces`` and ``decision``.
+    """
+
+    name: str
+    version: int
+    uri: str
+    digest: str
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def register(language: str, folder_uri: str, digest: str, *, metrics: dict[str, float], tags: dict[str, str]) -> int:
+    """Make a version of a published folder and alias it ``challenger``; the same again returns the version there is.
+
+    Raises:
+        RegistryError: if the folder is not complete in S3, is not the one that ``digest`` names, or MLflow fails.
+    """
+    name = _name(language)
+    _check(folder_uri, digest)
+    with _client() as client:
+        current = _aliased(client, name, CHALLENGER)
+        if current is not None and (current.uri, current.metrics) == (folder_uri, metrics):
+            return current.version
+        _ensure_model(client, name, language)
+        own_tags = {"digest": digest, "metrics": canonical_json(metrics), "language": language}
+        created = client.create_model_version(
+            name, source=folder_uri, tags=tags | own_tags, await_creation_for=30, description=f"conlst {digest[:12]}"
+        )
+        client.set_registered_model_alias(name, CHALLENGER, created.version)
+    log.info("registered %s version %s, %s", name, created.version, folder_uri)
+    return int(created.version)
+
+
+def champion(language: str) -> Version | None:
+    """The version to serve, or ``None`` if none was promoted yet."""
+    with _client() as client:
+        return _aliased(client, _name(language), CHAMPION)
+
+
+def challenger(language: str) -> Version | None:
+    """The version registered last and not promoted, or ``None``."""
+    with _client() as client:
+        return _aliased(client, _name(language), CHALLENGER)
+
+
+def version(language: str, number: int) -> Version:
+    """A version with its metrics and tags.
+
+    Raises:
+        RegistryError: if there is no such version.
+    """
+    with _client() as client:
+        return _version(client, _name(language), number)
+
+
+def promote(language: str, version: int, gate: Gate) -> Decision:
+    """Let the gate decide on a version and, if it passes, alias it ``champion``. The decision is noted either way.
+
+    Raises:
+        RegistryError: if there is no such version, its folder is no longer complete, another promotion came between, or
+            MLflow fails. The alias has then not been moved by this call, or the message says so.
+    """
+    name = _name(language)
+    with _client() as client:
+        candidate = _version(client, name, version)
+        before = _aliased(client, name, CHAMPION)
+        if before is not None and before.version == version:
+            return Decision(True, (f"version {version} already is the champion",))
+        _check(candidate.uri, candidate.digest)
+        decision = decide(candidate.metrics, before.metrics if before else None, gate)
+        _tag(client, candidate, decision=canonical_json(asdict(decision)), decided_at=_now())
+        if decision.promote:
+            _move_champion(client, candidate, before)
+    log.info("%s version %d %s: %s", name, version, "promoted" if decision.promote else "refused", "; ".join(decision.reasons))
+    return decision
+
+
+def rollback(language: str) -> Version:
+    """Alias as ``champion`` again what the present champion replaced.
+
+    Raises:
+        RegistryError: if there is no champion, it replaced nothing, or what it replaced is gone.
+    """
+    name = _name(language)
+    with _client() as client:
+        present = _aliased(client, name, CHAMPION)
+        if present is None:
+            raise RegistryError(f"{name} has no champion, so there is nothing to roll back")
+        replaced = present.tags.get("replaces")
+        if not replaced:
+            raise RegistryError(f"version {present.version} of {name} replaced no version; there is nothing to roll back to")
+        previous = _version(client, name, int(replaced))
+        _check(previous.uri, previous.digest)
+        client.set_registered_model_alias(name, CHAMPION, str(previous.version))
+        _tag(client, present, rolled_back_at=_now())
+    log.info("%s rolled back from version %d to %d", name, present.version, previous.version)
+    return previous
+
+
+def resolve_champions(languages: Iterable[str] | None = None) -> dict[str, Version]:
+    """The champions to serve, by language: of these languages, or of all that have one.
+
+    Raises:
+        RegistryError: naming the asked-for languages that have no champion.
+    """
+    with _client() as client:
+        wanted = _registered_languages(client) if languages is None else list(languages)
+        found = {language: _aliased(client, _name(language), CHAMPION) for language in wanted}
+    missing = [language for language, version in found.items() if version is None]
+    if missing and languages is not None:
+        raise RegistryError(f"no champion for {', '.join(missing)}; promote a version or do not ask for these languages")
+    return {language: version for language, version in found.items() if version is not None}
+
+
+def _move_champion(client: MlflowClient, candidate: Version, before: Version | None) -> None:
+    # an alias cannot be compared and set in one step, so the window is made small and a collision is told
+    _tag(client, candidate, replaces=str(before.version) if before else "")
+    now = _aliased(client, candidate.name, CHAMPION)
+    if (now and now.version) != (before and before.version):
+        raise RegistryError(
+            f"the champion of {candidate.name} changed while version {candidate.version} was compared with it "
+            f"(version {before.version if before else 'none'}, now {now.version if now else 'none'}); promote again"
+        )
+    client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.version))
+    aliases = _aliases(client, candidate.name)
+    if aliases.get(CHAMPION) != candidate.version:
+        raise RegistryError(
+            f"another promotion of {candidate.name} came at the same moment: its champion is version "
+            f"{aliases.get(CHAMPION)}, not {candidate.version}; look at both before you promote again"
+        )
+    if aliases.get(CHALLENGER) == candidate.version:
+        client.delete_registered_model_alias(candidate.name, CHALLENGER)
+
+
+def _check(uri: str, digest: str) -> None:
+    try:
+        named = objects.digest_of(uri)
+        if named != digest:
+            raise RegistryError(f"{uri} is not the folder of digest {digest}; register the address that its push returned")
+        objects.check_folder(uri)
+    except (ArtifactError, BackendError) as error:
+        raise RegistryError(f"the folder of this version cannot be trusted: {error}") from error
+
+
+def _aliased(client: MlflowClient, name: str, alias: str) -> Version | None:
+    number = _aliases(client, name).get(alias)
+    return None if number is None else _version(client, name, number)
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, int]:
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+    return {alias: int(version) for alias, version in model.aliases.items()}
+
+
+def _version(client: MlflowClient, name: str, number: int) -> Version:
+    try:
+        found = client.get_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise RegistryError(f"{name} has no version {number}; the registry lists what there is") from None
+        raise
+    where = f"version {number} of {name}"
+    if found.status != "READY":
+        raise RegistryError(f"{where} is {found.status}, not READY; register it again")
+    uri, tags = str(found.source), dict(found.tags)
+    try:
+        metrics = {key: float(value) for key, value in json.loads(tags.pop("metrics", "{}")).items()}
+        digest = objects.digest_of(uri)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RegistryError(f"the metrics tag of {where} is not a table of numbers ({error}); register it again") from error
+    except BackendError as error:
+        raise RegistryError(f"{where} was not registered by conlst: {error}") from error
+    return Version(name, number, uri, digest, metrics, tags)
+
+
+def _tag(client: MlflowClient, version: Version, **tags: str) -> None:
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
+
+
+def _ensure_model(client: MlflowClient, name: str, language: str) -> None:
+    try:
+        client.create_registered_model(name, tags={"language": language})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _registered_languages(client: MlflowClient) -> list[str]:
+    names: list[str] = []
+    token = None
+    while True:
+        page = client.search_registered_models(f"name LIKE '{_PREFIX}%'", page_token=token)
+        names += [model.name for model in page]
+        token = page.token
+        if not token:
+            return sorted(name.removeprefix(_PREFIX) for name in names)
+
+
+def _name(language: str) -> str:
+    if not _LANGUAGE.fullmatch(language):
+        raise RegistryError(f"{language!r} is not a language code such as sw or zh-Hant")
+    return f"{_PREFIX}{language}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _client() -> Iterator[MlflowClient]:
+    """A client of ``$MLFLOW_TRACKING_URI``, whose failures are told as errors of the registry."""
+    uri = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise RegistryError("no model registry is configured; set MLFLOW_TRACKING_URI, for example to http://mlflow:5000")
+    try:
+        yield open_client(uri)
+    except MlflowException as error:
+        raise RegistryError(f"the MLflow registry at {uri} failed: {error}") from error

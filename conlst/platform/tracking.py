@@ -1,0 +1,375 @@
+"""MLflow as the record of what was run: parent runs, child runs, parameters once, metrics by global step, figures.
+
+Tracking never stops the work it describes. From the first failed or slow call on, events are kept in
+``<folder>/untracked.jsonl`` and sent when the run ends, or later by :func:`replay`. Every event is idempotent: a run has a key,
+by which it is found or created, and metrics carry the time at which they were measured.
+
+``MLFLOW_TRACKING_URI`` names the server; without it nothing is recorded, which is said once.
+"""
+
+import functools
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from conlst.contract.errors import BackendError, ConfigError
+from conlst.platform.mlflow_client import database_file, open_client
+
+log = logging.getLogger(__name__)
+
+SPOOL = "untracked.jsonl"
+_COPIES = "untracked"
+_KEY_TAG = "conlst.run"
+_KEY = re.compile(r"[A-Za-z0-9._:/@ -]{1,200}")
+# an answer that takes longer is recorded, but training does not wait for another one
+_PATIENCE_SECONDS = 5.0
+# what MLflow takes in one call, and how long a finished run may hold its process up to send what was kept
+_BATCH = 100
+_CLOSING_SECONDS = 60.0
+# the server has understood and will say the same tomorrow
+_FINAL_ANSWERS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+Event = dict[str, Any]
+
+
+class Recorder(Protocol):
+    def record(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NullTracker:
+    """Tracking is off."""
+
+    def record(self, event: Event) -> None:
+        """Forget the event."""
+
+    def close(self) -> None:
+        """Nothing was kept."""
+
+
+class Tracker:
+    """Sends events to the server at ``uri`` as they come; from the first failure on, keeps them in ``folder``."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        self._uri = uri
+        self._folder = Path(folder)
+        self._keeping = False
+        self._sender: _Sender | None = None
+
+    def record(self, event: Event) -> None:
+        if not self._keeping:
+            try:
+                # opening a new database takes seconds, once; that is not slowness
+                self._sender = self._sender or _Sender(self._uri)
+                started = time.monotonic()
+                self._sender.send(event)
+            except Exception as error:  # whatever the client library throws, training goes on and the event is kept
+                self._keep_from_now_on(f"does not answer ({error})")
+            else:
+                if time.monotonic() - started > _PATIENCE_SECONDS:
+                    self._keep_from_now_on("is slow")
+                return
+        _keep(self._folder, event)
+
+    def close(self) -> None:
+        """Send what was kept, if the server is back; if not, leave it for :func:`replay`."""
+        if not (self._folder / SPOOL).exists():
+            return
+        try:
+            _send_kept(self._folder, self._uri, _CLOSING_SECONDS)
+        except BackendError as error:
+            log.warning("%s", error)
+
+    def _keep_from_now_on(self, reason: str) -> None:
+        self._keeping = True
+        log.warning("the tracking server %s %s; from here on the record is kept in %s", self._uri, reason, self._folder / SPOOL)
+
+
+class Run:
+    """A run to log to. ``key`` finds it again, from other processes and after a restart."""
+
+    def __init__(self, recorder: Recorder, experiment: str, key: str) -> None:
+        self.key = key
+        self._recorder = recorder
+        self._experiment = experiment
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers at a global step: one that counts on over restarts."""
+        now = _milliseconds()
+        self._record("metrics", points=[[name, float(value), step, now] for name, value in values.items()])
+
+    def figure(self, path: Path) -> None:
+        """Log an image, under ``figures``."""
+        self.artifact(path, "figures")
+
+    def artifact(self, path: Path, under: str = "") -> None:
+        """Log a small file. Models do not go through MLflow: log their address as a tag."""
+        if not Path(path).is_file():
+            log.warning("%s is not a file and is not recorded in run %s", path, self.key)
+            return
+        self._record("artifact", path=str(Path(path).resolve()), under=under)
+
+    @contextmanager
+    def child(
+        self, name: str, *, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None
+    ) -> Iterator["Run"]:
+        """A run below this one; the same name continues the same child."""
+        child = Run(self._recorder, self._experiment, _checked_key(f"{self.key}/{name}"))
+        with child._open(name, self.key, tags, params):
+            yield child
+
+    @contextmanager
+    def _open(
+        self, name: str, parent: str | None, tags: Mapping[str, str] | None, params: Mapping[str, Any] | None
+    ) -> Iterator[None]:
+        noted = {key: str(value) for key, value in (tags or {}).items()}
+        chosen = {key: str(value) for key, value in (params or {}).items()}
+        self._record("start", name=name, parent=parent, tags=noted, params=chosen)
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self._record("end", status=status)
+
+    def _record(self, kind: str, **details: Any) -> None:
+        self._recorder.record({"kind": kind, "experiment": self._experiment, "run": self.key, "time": _milliseconds(), **details})
+
+
+@contextmanager
+def run(
+    name: str,
+    *,
+    experiment: str,
+    folder: Path,
+    key: str | None = None,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Iterator[Run]:
+    """Record a run for the length of the block; it ends as FINISHED, or as FAILED if the block raises.
+
+    Args:
+        folder: where events are kept while the server is away; not inside an artifact folder.
+        key: identity of the run within the experiment. A run of this key is continued, else a new one begins; then the
+            parameters of the first time stand, and others are noted as tags ``resumed.<name>``.
+        parent: key of the run that this one is a part of.
+
+    Raises:
+        ConfigError: if a key holds other characters than letters, digits, blanks and ``._:/@-``.
+    """
+    current_key = _checked_key(uuid.uuid4().hex if key is None else key)
+    parent_key = None if parent is None else _checked_key(parent)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    recorder: Recorder = Tracker(uri, folder) if uri else NullTracker()
+    if not uri:
+        _say_off()
+    current = Run(recorder, experiment, current_key)
+    try:
+        with current._open(name, parent_key, tags, params):
+            yield current
+    finally:
+        recorder.close()
+
+
+def replay(folder: Path) -> int:
+    """Send what a run in ``folder`` could not send, and forget it there. Repeating a part that arrived before does no harm.
+
+    Returns:
+        how many events were sent.
+
+    Raises:
+        BackendError: if no server is named or it fails; what it did not take is still kept.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise BackendError(f"nowhere to send {Path(folder) / SPOOL}: set MLFLOW_TRACKING_URI")
+    return _send_kept(Path(folder), uri, float("inf"))
+
+
+class _Sender:
+    """Carries events out on a tracking server. Every method may be repeated."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._client = open_client(uri)
+        self._experiments: dict[str, str] = {}
+        self._runs: dict[tuple[str, str], str] = {}
+
+    def send(self, event: Event) -> None:
+        run_id = self._run_id(event["experiment"], event["run"], event["time"])
+        try:
+            match event["kind"]:
+                case "start":
+                    self._start(run_id, event)
+                case "metrics":
+                    points = [Metric(name, value, at, step) for name, value, step, at in event["points"]]
+                    self._log(run_id, metrics=points)
+                case "artifact" if not Path(event["path"]).is_file():
+                    log.warning("%s is gone and is not recorded in run %s", event["path"], event["run"])
+                case "artifact":
+                    self._client.log_artifact(run_id, event["path"], event["under"] or None)
+                case "end":
+                    self._client.set_terminated(run_id, event["status"], event["time"])
+        except MlflowException as error:
+            if error.error_code not in _FINAL_ANSWERS:
+                raise
+            log.warning("the tracking server refuses to record %s of run %s: %s", event["kind"], event["run"], error)
+
+    def _start(self, run_id: str, event: Event) -> None:
+        found = self._client.get_run(run_id)
+        known, params = found.data.params, event["params"]
+        changed = {name: value for name, value in params.items() if known.get(name, value) != value}
+        if changed:
+            log.warning("run %s goes on with other parameters than it began with: %s", event["run"], ", ".join(changed))
+        tags = event["tags"] | {f"resumed.{name}": value for name, value in changed.items()}
+        tags["mlflow.runName"] = event["name"]
+        if event["parent"]:
+            tags["mlflow.parentRunId"] = self._run_id(event["experiment"], event["parent"], event["time"])
+        self._log(
+            run_id,
+            params=[Param(name, value) for name, value in params.items() if name not in known],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+        if found.info.status != "RUNNING":
+            self._client.update_run(run_id, status="RUNNING")
+
+    def _log(
+        self,
+        run_id: str,
+        metrics: Sequence[Metric] = (),
+        params: Sequence[Param] = (),
+        tags: Sequence[RunTag] = (),
+    ) -> None:
+        for first in range(0, max(len(metrics), len(params), len(tags)), _BATCH):
+            part = slice(first, first + _BATCH)
+            self._client.log_batch(run_id, metrics[part], params[part], tags[part])
+
+    def _run_id(self, experiment: str, key: str, time_ms: int) -> str:
+        # a child may come before its parent, whose own events then wait in another process's folder
+        if (experiment, key) not in self._runs:
+            experiment_id = self._experiment_id(experiment)
+            found = self._client.search_runs(
+                [experiment_id], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1, order_by=["attributes.start_time ASC"]
+            )
+            made = found[0] if found else self._client.create_run(experiment_id, time_ms, {_KEY_TAG: key}, run_name=key)
+            self._runs[experiment, key] = made.info.run_id
+        return self._runs[experiment, key]
+
+    def _experiment_id(self, name: str) -> str:
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            self._experiments[name] = found.experiment_id if found else self._create_experiment(name)
+        return self._experiments[name]
+
+    def _create_experiment(self, name: str) -> str:
+        # without a server MLflow would put artifacts into the working directory; keep them beside the database
+        database = database_file(self._uri)
+        location = None if database is None else str(database.parent / "mlartifacts" / uuid.uuid4().hex)
+        try:
+            return str(self._client.create_experiment(name, location))
+        except MlflowException as error:
+            # two processes began at once
+            found = self._client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return str(found.experiment_id)
+
+
+def _keep(folder: Path, event: Event) -> None:
+    if event["kind"] == "artifact":
+        # the file may be gone or renamed by the time it is sent
+        copy = folder / _COPIES / uuid.uuid4().hex / Path(event["path"]).name
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(event["path"], copy)
+        event = event | {"path": str(copy.relative_to(folder))}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / SPOOL).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+def _send_kept(folder: Path, uri: str, seconds: float) -> int:
+    spool = folder / SPOOL
+    lines = spool.read_text(encoding="utf-8").splitlines() if spool.exists() else []
+    events = [event for line in lines if (event := _parsed(line, spool))]
+    deadline = time.monotonic() + seconds
+    sent = 0
+    try:
+        sender = _Sender(uri)
+        for event, count in _merged(events):
+            if time.monotonic() > deadline:
+                raise BackendError(f"not all was sent within {seconds:g} s")
+            sender.send(event | {"path": str(folder / event["path"])} if event["kind"] == "artifact" else event)
+            sent += count
+    except Exception as error:  # as in Tracker.record: whatever the client library throws, the rest is kept
+        _rewrite(spool, events[sent:])
+        raise BackendError(
+            f"the tracking server {uri} took {sent} of {len(events)} events ({error}); the rest is kept in {spool}, "
+            f"send it with conlst.platform.tracking.replay"
+        ) from error
+    spool.unlink(missing_ok=True)
+    shutil.rmtree(folder / _COPIES, ignore_errors=True)
+    if sent:
+        log.info("%d kept events were sent to %s", sent, uri)
+    return sent
+
+
+def _merged(events: list[Event]) -> Iterator[tuple[Event, int]]:
+    """Join the metrics that follow each other in a run, with the number of events joined."""
+    first = 0
+    while first < len(events):
+        last = first + 1
+        head = events[first]
+        if head["kind"] == "metrics":
+            alike = {key: head[key] for key in ("kind", "experiment", "run")}
+            while last < len(events) and alike.items() <= events[last].items():
+                last += 1
+            head = head | {"points": [point for event in events[first:last] for point in event["points"]]}
+        yield head, last - first
+        first = last
+
+
+def _parsed(line: str, spool: Path) -> Event | None:
+    try:
+        event: Event = json.loads(line)
+    except ValueError:
+        # the process was killed while it wrote this line
+        log.warning("%s holds a line that is no event and is left out: %.80s", spool, line)
+        return None
+    return event
+
+
+def _rewrite(spool: Path, events: list[Event]) -> None:
+    partial = spool.with_name(f".{spool.name}.{uuid.uuid4().hex}.partial")
+    partial.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    partial.replace(spool)
+
+
+def _checked_key(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise ConfigError(f"{key!r} cannot be a run's key: use letters, digits, blanks and ._:/@-, at most 200")
+    return key
+
+
+@functools.cache
+def _say_off() -> None:
+    log.info("MLFLOW_TRACKING_URI is not set: nothing is recorded in MLflow")
+
+
+def _milliseconds() -> int:
+    return time.time_ns() // 1_000_000

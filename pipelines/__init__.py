@@ -1,0 +1,1 @@
+"""The pipeline, its cluster settings, and how it runs on one machine."""

@@ -1,0 +1,37 @@
+"""Servers that a test session shares, started when the first test asks for them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.local_services import S3Service
+from services import environment, pretended_s3, real_mlflow, real_s3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither use nor fill the developer's cache and never log to the developer's tracking server."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    with environment({"CONLST_CACHE": cache}, ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Service]:
+    """A real S3 server with the bucket ``s3.bucket``; the environment variables that boto3 reads name it from now on."""
+    with real_s3(tmp_path_factory.mktemp("seaweedfs")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(s3: S3Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real MLflow server that keeps its artifacts in ``s3``."""
+    with real_mlflow(tmp_path_factory.mktemp("mlflow"), s3) as uri:
+        yield uri
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """``s3://…`` of a pretended bucket: fast, but accepts what a real server would refuse."""
+    with pretended_s3() as uri:
+        yield uri

@@ -1,0 +1,265 @@
+import json
+import math
+from pathlib import Path
+
+import boto3
+import pytest
+from mlflow.tracking import MlflowClient
+
+from conlst.contract.artifacts import publish, verify
+from conlst.contract.config import Gate
+from conlst.contract.errors import RegistryError
+from conlst.platform import objects, registry
+from pipelines.local_services import free_port
+
+GATE = Gate(min_accuracy=0.6, min_gain=0.01, max_ece=0.1, min_pairs=100, max_parity=1e-4)
+GOOD = {"accuracy": 0.7, "ece": 0.05, "n": 150, "zero_shot_accuracy": 0.65, "parity": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> str:
+    """One for all tests, because MLflow takes seconds to open a new one."""
+    return f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def client(database, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    client = MlflowClient(database, database)
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+    return client
+
+
+@pytest.fixture
+def push(bucket, tmp_path):
+    return pusher(f"{bucket}/models", tmp_path)
+
+
+def pusher(prefix: str, tmp_path: Path):
+    def push(content: str) -> tuple[str, str]:
+        with publish(tmp_path / content, kind="onnx") as staging:
+            (staging / "model.onnx").write_text(content)
+        return objects.push_folder(tmp_path / content, prefix), verify(tmp_path / content).digest
+
+    return push
+
+
+@pytest.fixture
+def register(client, push):  # noqa: ARG001
+    def register(content: str, language: str = "sw", **metrics: float) -> int:
+        return registry.register(language, *push(content), metrics=GOOD | metrics, tags={"commit": "abc", "data": "d1"})
+
+    return register
+
+
+def aliases(client, name="nli-sw") -> dict[str, int]:
+    return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+
+
+def lose_blob(uri: str) -> None:
+    entry = objects.check_folder(uri).files["model.onnx"]
+    bucket = objects.Address.parse(uri).bucket
+    boto3.client("s3").delete_object(Bucket=bucket, Key=f"models/blobs/{entry.sha256}")
+
+
+def test_a_registered_version_is_the_challenger(client, register, push):
+    assert registry.challenger("sw") is None
+    assert registry.champion("sw") is None
+    assert register("one") == 1
+    found = registry.challenger("sw")
+    uri, digest = push("one")
+    assert (found.name, found.version, found.uri, found.digest, found.metrics) == ("nli-sw", 1, uri, digest, GOOD)
+    assert found.tags == {"commit": "abc", "data": "d1", "digest": digest, "language": "sw"}
+    assert registry.champion("sw") is None
+    assert register("two") == 2
+    assert aliases(client) == {"challenger": 2}
+
+
+def test_registering_again_makes_no_second_version(register):
+    assert [register("one"), register("one"), register("one", accuracy=0.71)] == [1, 1, 2]
+
+
+def test_languages_have_models_of_their_own(register):
+    assert [register("one", "sw"), register("one", "zh-Hant")] == [1, 1]
+    assert registry.challenger("zh-Hant").name == "nli-zh-Hant"
+    for code in ("", "Swahili", "sw'", "../sw", "s"):
+        with pytest.raises(RegistryError, match="not a language code"):
+            registry.champion(code)
+
+
+def test_an_incomplete_folder_is_not_registered(client, push):
+    uri, digest = push("one")
+    lose_blob(uri)
+    with pytest.raises(RegistryError, match=r"model\.onnx"):
+        registry.register("sw", uri, digest, metrics=GOOD, tags={})
+    absent = uri.replace(digest, "0" * 64)
+    with pytest.raises(RegistryError, match="no such object"):
+        registry.register("sw", absent, "0" * 64, metrics=GOOD, tags={})
+    with pytest.raises(RegistryError, match="not the folder of digest"):
+        registry.register("sw", uri, "0" * 64, metrics=GOOD, tags={})
+    for address in ("s3://conlst/model.onnx", "/tmp/model", "runs:/1/model"):
+        with pytest.raises(RegistryError, match="cannot be trusted"):
+            registry.register("sw", address, digest, metrics=GOOD, tags={})
+    assert not client.search_registered_models()
+
+
+def test_the_first_promotion(client, register):
+    decision = registry.promote("sw", register("one"), GATE)
+    assert decision.promote
+    assert aliases(client) == {"champion": 1}
+    tags = registry.champion("sw").tags
+    assert tags["replaces"] == ""
+    assert json.loads(tags["decision"]) == {"promote": True, "reasons": list(decision.reasons)}
+    assert tags["decided_at"].endswith("+00:00")
+
+
+def test_a_refusal_moves_nothing_and_is_noted(client, register):
+    registry.promote("sw", register("one"), GATE)
+    decision = registry.promote("sw", register("two", accuracy=0.705), GATE)
+    assert not decision.promote
+    assert "champion" in decision.reasons[0]
+    assert aliases(client) == {"champion": 1, "challenger": 2}
+    assert json.loads(registry.challenger("sw").tags["decision"])["reasons"] == list(decision.reasons)
+    assert "replaces" not in registry.challenger("sw").tags
+
+
+def test_nan_survives_the_registry_and_is_refused(register):
+    assert registry.promote("sw", register("one", ece=math.nan), GATE).reasons == ("ece of the candidate is nan",)
+
+
+def test_promotion_and_rollback_form_a_chain(client, register):
+    for number, accuracy in enumerate((0.7, 0.72, 0.74), start=1):
+        assert registry.promote("sw", register(f"v{number}", accuracy=accuracy), GATE).promote
+        assert registry.champion("sw").tags["replaces"] == (str(number - 1) if number > 1 else "")
+    assert registry.rollback("sw").version == 2
+    assert aliases(client) == {"champion": 2}
+    assert "rolled_back_at" in client.get_model_version("nli-sw", "3").tags
+    assert registry.promote("sw", register("v4", accuracy=0.75), GATE).promote
+    assert registry.champion("sw").tags["replaces"] == "2"
+    assert [registry.rollback("sw").version, registry.rollback("sw").version] == [2, 1]
+    with pytest.raises(RegistryError, match="nothing to roll back to"):
+        registry.rollback("sw")
+    assert aliases(client)["champion"] == 1
+
+
+def test_rollback_needs_a_champion_and_its_whole_predecessor(client, register, push):
+    with pytest.raises(RegistryError, match="no champion"):
+        registry.rollback("sw")
+    registry.promote("sw", register("one"), GATE)
+    registry.promote("sw", register("two", accuracy=0.8), GATE)
+    lose_blob(push("one")[0])
+    with pytest.raises(RegistryError, match=r"model\.onnx"):
+        registry.rollback("sw")
+    client.delete_model_version("nli-sw", "1")
+    with pytest.raises(RegistryError, match="no version 1"):
+        registry.rollback("sw")
+    assert aliases(client) == {"champion": 2}
+
+
+def test_promoting_the_champion_again_changes_nothing(register):
+    version = register("one")
+    registry.promote("sw", version, GATE)
+    before = registry.champion("sw")
+    assert registry.promote("sw", version, GATE).reasons == ("version 1 already is the champion",)
+    assert registry.champion("sw") == before
+
+
+def test_files_lost_since_registration_stop_promotion(client, register, push):
+    version = register("one")
+    lose_blob(push("one")[0])
+    with pytest.raises(RegistryError, match=r"model\.onnx"):
+        registry.promote("sw", version, GATE)
+    assert aliases(client) == {"challenger": 1}
+
+
+def test_an_unknown_version_is_named(register):
+    register("one")
+    with pytest.raises(RegistryError, match="nli-sw has no version 7"):
+        registry.promote("sw", 7, GATE)
+    with pytest.raises(RegistryError, match="nli-fr has no version 1"):
+        registry.promote("fr", 1, GATE)
+
+
+def test_a_champion_that_changed_meanwhile_stops_promotion(client, register, monkeypatch):
+    registry.promote("sw", register("one"), GATE)
+    slow, quick = register("two", accuracy=0.8), register("three", accuracy=0.9)
+    decide = registry.decide
+
+    def overtaken(*args):
+        client.set_registered_model_alias("nli-sw", "champion", str(quick))
+        return decide(*args)
+
+    monkeypatch.setattr(registry, "decide", overtaken)
+    with pytest.raises(RegistryError, match="changed while version 2"):
+        registry.promote("sw", slow, GATE)
+    assert aliases(client)["champion"] == quick
+
+
+def test_a_promotion_at_the_same_moment_is_told(register, monkeypatch):
+    first, second = register("one"), register("two", accuracy=0.8)
+    move = MlflowClient.set_registered_model_alias
+
+    def collide(self, name, alias, version):
+        move(self, name, alias, version)
+        move(self, name, alias, str(second))
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", collide)
+    with pytest.raises(RegistryError, match="its champion is version 2, not 1"):
+        registry.promote("sw", first, GATE)
+
+
+def test_versions_that_others_made_are_refused(client, push):
+    client.create_registered_model("nli-sw")
+    client.create_model_version("nli-sw", source="s3://elsewhere/model.pkl")
+    client.set_registered_model_alias("nli-sw", "champion", "1")
+    with pytest.raises(RegistryError, match="not registered by conlst"):
+        registry.champion("sw")
+    client.create_model_version("nli-sw", source=push("one")[0], tags={"metrics": "[0.9]"})
+    client.set_registered_model_alias("nli-sw", "champion", "2")
+    with pytest.raises(RegistryError, match="metrics tag of version 2"):
+        registry.champion("sw")
+
+
+def test_champions_are_resolved_for_serving(client, register):
+    client.create_registered_model("other")
+    assert registry.resolve_champions() == {}
+    for language in ("sw", "fr"):
+        registry.promote(language, register("one", language), GATE)
+    register("one", "ur")
+    assert {language: version.version for language, version in registry.resolve_champions().items()} == {"fr": 1, "sw": 1}
+    assert list(registry.resolve_champions(["sw"])) == ["sw"]
+    with pytest.raises(RegistryError, match="no champion for ur, tr"):
+        registry.resolve_champions(["sw", "ur", "tr"])
+
+
+def test_without_an_address_the_variable_is_named(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(RegistryError, match="set MLFLOW_TRACKING_URI"):
+        registry.champion("sw")
+
+
+def test_an_absent_server_is_an_error_of_the_registry(monkeypatch):
+    uri = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryError, match=uri):
+        registry.promote("sw", 1, GATE)
+
+
+@pytest.mark.slow
+def test_over_real_servers(s3, mlflow_uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    push = pusher(f"s3://{s3.bucket}/models", tmp_path)
+    versions = [
+        registry.register("tr", *push(content), metrics=GOOD | {"accuracy": accuracy}, tags={"commit": "abc"})
+        for content, accuracy in (("one", 0.7), ("two", 0.8), ("three", 0.75))
+    ]
+    assert versions == [1, 2, 3]
+    assert [registry.promote("tr", version, GATE).promote for version in versions] == [True, True, False]
+    assert registry.resolve_champions()["tr"].version == 2
+    assert registry.challenger("tr").version == 3
+    assert registry.rollback("tr").uri == push("one")[0]
+    assert registry.champion("tr").version == 1
+    with pytest.raises(RegistryError, match="nli-tr has no version 9"):
+        registry.promote("tr", 9, GATE)
