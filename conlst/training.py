@@ -139,12 +139,12 @@ class Trainer:
         self._warmup = round(optimisation.warmup * self._total)
         self.step = 0
         heads = {id(parameter) for parameter in model.heads()}
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in self._parameters.values() if id(p) not in heads], "lr": optimisation.lr},
             {"params": [p for p in model.heads() if p.requires_grad], "lr": optimisation.head_lr or optimisation.lr},
         ]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=optimisation.weight_decay, fused=True)
-        self._rates = [group["lr"] for group in groups]
+        self._rates: list[float] = [group["lr"] for group in groups]
 
     def update(self, loss: Tensor, pairs: Iterable[int]) -> float:
         """One optimiser step on ``loss``.

@@ -1,10 +1,12 @@
 """Pretrained encoders by name: ``embedded:e5-small``, ``hub:<id>``, or a local folder in Hugging Face form."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 from conlst.contract.config import Backbone
 from conlst.contract.errors import BackendError, ConfigError
@@ -23,17 +25,14 @@ def load_backbone(backbone: Backbone, seed: int) -> Model:
     """
     torch.manual_seed(seed)
     if backbone.name == _EMBEDDED:
-        embedded = load_embedded_e5()
-        config, weights, tokenizer = embedded.config, embedded.weights, embedded.tokenizer
-        special = {name: tokenizer.token_to_id(name) for name in ("<s>", "</s>", "<pad>", "<unk>", "<mask>")}
-        pad, mask = special["<pad>"], special["<mask>"]
-        specials = tuple(sorted(special.values()))
+        pretrained = _from_package()
     elif backbone.name.startswith("embedded:"):
         raise ConfigError(f"backbone.name {backbone.name!r}: the only embedded backbone is {_EMBEDDED}")
     else:
-        config, weights, tokenizer, pad, mask, specials = _from_transformers(backbone)
+        pretrained = _from_transformers(backbone)
+    config, weights = pretrained.config, pretrained.weights
     # RoBERTa's positions start behind the padding id
-    offset = config.pad_token_id + 1 if config.model_type in ("xlm-roberta", "roberta") else 0
+    offset = pretrained.pad_id + 1 if config.model_type in ("xlm-roberta", "roberta") else 0
     if backbone.max_length > config.max_position_embeddings - offset:
         raise ConfigError(
             f"backbone.max_length {backbone.max_length} exceeds the {config.max_position_embeddings - offset} positions"
@@ -48,28 +47,45 @@ def load_backbone(backbone: Backbone, seed: int) -> Model:
     classifier.freeze_embeddings(backbone.freeze_embeddings)
     return Model(
         classifier.eval(),
-        tokenizer,
-        TextSettings(backbone.max_length, pad, mask, specials),
+        pretrained.tokenizer,
+        TextSettings(backbone.max_length, pretrained.pad_id, pretrained.mask_id, pretrained.special_ids),
         backbone.freeze_embeddings,
         digest=f"{backbone.name}@{backbone.revision}" if backbone.revision else backbone.name,
     )
 
 
-def _from_transformers(backbone: Backbone) -> tuple:
+@dataclass(frozen=True)
+class _Pretrained:
+    config: PretrainedConfig
+    weights: dict[str, Tensor]
+    tokenizer: Tokenizer
+    pad_id: int
+    mask_id: int
+    special_ids: tuple[int, ...]
+
+
+def _from_package() -> _Pretrained:
+    embedded = load_embedded_e5()
+    ids = {piece: embedded.tokenizer.token_to_id(piece) or 0 for piece in ("<s>", "</s>", "<pad>", "<unk>", "<mask>")}
+    specials = tuple(sorted(ids.values()))
+    return _Pretrained(embedded.config, embedded.weights, embedded.tokenizer, ids["<pad>"], ids["<mask>"], specials)
+
+
+def _from_transformers(backbone: Backbone) -> _Pretrained:
     name = backbone.name.removeprefix("hub:")
     if not backbone.name.startswith("hub:") and not Path(name).is_dir():
         raise ConfigError(f"backbone.name {backbone.name!r} is no folder; write hub:{name} to fetch it from the hub")
     try:
         config = AutoConfig.from_pretrained(name, revision=backbone.revision)
         encoder = AutoModel.from_pretrained(name, revision=backbone.revision, use_safetensors=True, dtype=torch.float32)
-        slow_or_fast = AutoTokenizer.from_pretrained(name, revision=backbone.revision)
+        words = AutoTokenizer.from_pretrained(name, revision=backbone.revision)
     except OSError as error:
         raise BackendError(f"backbone {backbone.name!r} cannot be loaded: {error}") from error
-    tokenizer: Tokenizer | None = getattr(slow_or_fast, "backend_tokenizer", None)
-    pad, mask = slow_or_fast.pad_token_id, slow_or_fast.mask_token_id
-    if tokenizer is None or pad is None or mask is None:
+    tokenizer: Tokenizer | None = getattr(words, "backend_tokenizer", None)
+    if tokenizer is None or words.pad_token_id is None or words.mask_token_id is None:
         raise BackendError(f"backbone {backbone.name!r} needs a fast tokenizer with a padding and a mask token")
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    # the pooled embedding is ours, see build_classifier
     weights = {key: value for key, value in encoder.state_dict().items() if not key.startswith("pooler.")}
-    return config, weights, tokenizer, pad, mask, tuple(sorted(slow_or_fast.all_special_ids))
+    return _Pretrained(config, weights, tokenizer, words.pad_token_id, words.mask_token_id, tuple(sorted(words.all_special_ids)))

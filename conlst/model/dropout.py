@@ -6,7 +6,7 @@ unchanged. Draws come from the global generator: ``torch.manual_seed`` decides t
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ def plain_attention(
             scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
         else:
             scores = scores + attention_mask
-    weights = module.dropout(scores.float().softmax(-1).to(value.dtype))
+    weights = cast(nn.Module, module.dropout)(scores.float().softmax(-1).to(value.dtype))
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 

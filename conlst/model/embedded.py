@@ -8,6 +8,7 @@ nibbles are weights 0-15 and high nibbles 16-31, each minus 8. Only the file is 
 import importlib.util
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def _read_vocabulary(file: memoryview, at: int) -> tuple[list[str], list[float],
     scores = np.frombuffer(file, "<f4", count, at).tolist()
     at += 4 * count
     text = bytes(file[at : at + size])
-    pieces = [text[start:end].decode() for start, end in zip(offsets, offsets[1:], strict=False)]
+    pieces = [text[start:end].decode() for start, end in pairwise(offsets)]
     at += size
     # the character map that follows is NFKC after nmt's rules but for two rare characters: tokenizers has both
     _characters, map_size = struct.unpack_from("<iI", file, at)

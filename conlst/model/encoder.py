@@ -1,6 +1,6 @@
-"""The classifier of sentence pairs: a multilingual encoder ``θ_m`` with a classification head ``θ_cl`` and a contrastive ``θ_con``."""
+"""The classifier of sentence pairs: a multilingual encoder ``θ_m`` with a classification and a contrastive head."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from conlst.contract.labels import ID2LABEL
 
 
 class PairClassifier(nn.Module):
-    """Encode a pair once, then read it with either head.
+    """Encode a pair once with ``θ_m``, then read it with either head: ``θ_cl`` or ``θ_con``.
 
     Args:
         encoder: any Hugging Face encoder with ``last_hidden_state``.
@@ -58,7 +58,7 @@ class PairClassifier(nn.Module):
     @property
     def embeddings(self) -> nn.Parameter:
         """The token embedding table, ``[vocabulary, hidden]``."""
-        return self.encoder.get_input_embeddings().weight
+        return cast(nn.Parameter, self.encoder.get_input_embeddings().weight)
 
     @property
     def config(self) -> PretrainedConfig:

@@ -68,10 +68,8 @@ def calibrate(
     model.move_to(device)
     stage = config.calibrate
     kept = checkpoints.load() if checkpoints else None
-    if kept:
-        q = kept.stage["q"]
-    else:
-        q = predict_logits(model, pool, config.compute, config.evaluate.batch_tokens).softmax(1)
+    # without a checkpoint, q comes from the model as it was given
+    q = kept.stage["q"] if kept else predict_logits(model, pool, config.compute, config.evaluate.batch_tokens).softmax(1)
     _require_negatives(q, stage)
     plan = [
         batch

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def export_onnx(model_folder: Path, pairs: list[tuple[str, str]], out: Path, con
         The largest difference of logits.
 
     Raises:
-        DataError: if there are no pairs to compare on.
+        DataError: if there are no pairs to compare on, or only truncated ones.
         TrainingError: if the difference exceeds ``config.export.tolerance``; nothing is published then.
     """
     if not pairs:
@@ -50,9 +51,11 @@ def export_onnx(model_folder: Path, pairs: list[tuple[str, str]], out: Path, con
     premises, hypotheses = zip(*pairs, strict=True)
     tokens = tokenize(premises, hypotheses, model.tokenizer, max_length=model.text.max_length, pad_id=model.text.pad_id)
     expected = _torch_logits(model.classifier, tokens, config.evaluate.batch_tokens)
+    whole = (tokens.lengths < model.text.max_length).nonzero().squeeze(1)[: config.export.golden].tolist()
+    if not whole:
+        raise DataError(f"every one of {len(pairs)} pairs is longer than the model reads, so none can be a golden pair")
     golden = [
-        {"premise": premise, "hypothesis": hypothesis, "logits": logits}
-        for (premise, hypothesis), logits in zip(pairs[: config.export.golden], expected.tolist(), strict=False)
+        {"premise": premises[index], "hypothesis": hypotheses[index], "logits": expected[index].tolist()} for index in whole
     ]
     language = read_manifest(model_folder).meta.get("language", "en")
     parents, meta = {"model": model.digest}, {"language": language}
@@ -86,16 +89,19 @@ def _write_graph(classifier: PairClassifier, tokens: TokenizedPairs, folder: Pat
     example = tokens.batch(torch.arange(len(tokens))[:2].repeat(2)[:2])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=2)
     shape = {0: batch, 1: length}
-    program = torch.onnx.export(
-        classifier.eval(),
-        example,
-        input_names=["input_ids", "attention_mask"],
-        output_names=["logits"],
-        dynamic_shapes={"ids": shape, "mask": shape},
-        dynamo=True,
-        opset_version=opset,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # the exporter warns of its own deprecated calls, and of axis names that it merges
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            classifier.eval(),
+            example,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamic_shapes={"ids": shape, "mask": shape},
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+        )
     if program is None:
         raise TrainingError("torch.onnx.export gave no program")
     graph: onnx.ModelProto = program.model_proto

@@ -19,7 +19,7 @@ from torch import Tensor
 from conlst.contract.artifacts import canonical_json, read_manifest, verify
 from conlst.contract.cache import cache_folder
 from conlst.contract.config import Compute, Config
-from conlst.contract.errors import ConfigError, DataError
+from conlst.contract.errors import ConfigError
 from conlst.data.backtranslation import TranslationCache, back_translate, open_backend
 from conlst.data.pairs import check_no_leak, fingerprint, read_pairs, require_labels, text_hash, write_pairs
 from conlst.data.sources import load_source
@@ -59,9 +59,7 @@ def ingest(config: Config, role: str, sources: Sequence[str], language: str, out
     return ingested.report
 
 
-def provide_source_model(
-    config: Config, given: str, pairs: Path, dev: Path, out: Path, sink: MetricSink | None = None
-) -> None:
+def provide_source_model(config: Config, given: str, pairs: Path, dev: Path, out: Path, sink: MetricSink | None = None) -> None:
     """Publish the model to start from.
 
     Args:
@@ -75,9 +73,7 @@ def provide_source_model(
     return save_model(start, out, config=config.to_dict(), parents={"model": start.digest}, meta={"language": "en"})
 
 
-def train_source_model(
-    config: Config, pairs: Path, out: Path, dev: Path | None = None, sink: MetricSink | None = None
-) -> None:
+def train_source_model(config: Config, pairs: Path, out: Path, dev: Path | None = None, sink: MetricSink | None = None) -> None:
     """Stage 0: publish the backbone fine-tuned on labelled English pairs, with its accuracy on ``dev``."""
     source = read_pairs(pairs)
     require_labels(source, str(pairs))
@@ -247,9 +243,7 @@ def predict_pairs(model: Path, pairs: Sequence[tuple[str, str]]) -> list[list[fl
     """Class probabilities of premise and hypothesis, by a trained model, in float32."""
     loaded = load_model(model)
     premises, hypotheses = zip(*pairs, strict=True)
-    tokens = tokenize(
-        premises, hypotheses, loaded.tokenizer, max_length=loaded.text.max_length, pad_id=loaded.text.pad_id
-    )
+    tokens = tokenize(premises, hypotheses, loaded.tokenizer, max_length=loaded.text.max_length, pad_id=loaded.text.pad_id)
     return predict_logits(loaded.classifier, tokens, Compute(precision="fp32"), 8192).softmax(1).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Stage 2: self-training as semi-supervised learning, eq. 9-14. Learns the trusted pseudo-labels from strong views of the pairs."""
+"""Stage 2: self-training as semi-supervised learning, eq. 9-14. Learns trusted pseudo-labels from strong views of the pairs."""
 
 import logging
 from dataclasses import dataclass

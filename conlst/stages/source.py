@@ -2,7 +2,6 @@
 
 import logging
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,0 +1,30 @@
+# make demo: install, run the whole way once on the shipped sample.  make test: install, run the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/installed
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(BIN)/python -m pipelines.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# torch stands first and on the same line as the rest: left to a looser range, pip takes gigabytes of CUDA
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

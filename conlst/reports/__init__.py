@@ -1,0 +1,25 @@
+"""What is said of a model: numbers, pictures and a page. A number never stands without its protocol and its count."""
+
+from typing import Literal, get_args
+
+from conlst.contract.errors import ConfigError
+
+Protocol = Literal["zero-shot", "inductive", "transductive"]
+
+_MEANINGS: dict[Protocol, str] = {
+    "zero-shot": "the model saw no pair of this language, labelled or not",
+    "inductive": "the model was adapted on other unlabelled pairs of this language and never saw these",
+    "transductive": "the model was adapted on a pool that holds these pairs, without their labels",
+}
+
+
+def describe(protocol: Protocol) -> str:
+    """What a protocol means, in one clause.
+
+    Raises:
+        ConfigError: if there is no protocol of that name.
+    """
+    try:
+        return _MEANINGS[protocol]
+    except KeyError:
+        raise ConfigError(f"protocol {protocol!r} is not one of {', '.join(get_args(Protocol))}") from None
