@@ -18,7 +18,7 @@ def calibrate(
     """Calibrate ``model`` on the unlabelled ``pool`` of ``language``."""
     from pathlib import Path
 
-    from components.base import recorded
+    from components.record import recorded
     from conlst.contract.config import config_from_json
     from conlst.stages.folders import calibrate_model
 

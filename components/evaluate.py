@@ -18,7 +18,7 @@ def evaluate_zero_shot(
     """Measure the source model in a language that it was not trained in."""
     from pathlib import Path
 
-    from components.base import recorded
+    from components.record import recorded
     from conlst.contract.config import config_from_json
     from conlst.stages.folders import evaluate_model
 
@@ -51,7 +51,7 @@ def evaluate(
     import shutil
     from pathlib import Path
 
-    from components.base import recorded
+    from components.record import recorded
     from conlst.contract.config import config_from_json
     from conlst.stages.folders import evaluate_model
 

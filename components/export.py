@@ -17,7 +17,7 @@ def export(
     """Write ``model`` as ONNX; fails unless it answers ``pairs`` as torch does."""
     from pathlib import Path
 
-    from components.base import recorded
+    from components.record import recorded
     from conlst.contract.config import config_from_json
     from conlst.stages.folders import export_model
 

@@ -18,7 +18,7 @@ def self_train(
     """Self-train the calibrated ``model`` on the unlabelled ``pool`` of ``language``."""
     from pathlib import Path
 
-    from components.base import recorded
+    from components.record import recorded
     from conlst.contract.config import config_from_json
     from conlst.stages.folders import self_train_model
 

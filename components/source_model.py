@@ -12,7 +12,7 @@ def source_model(
     """Train on ``pairs``, or take the starter or a published model: whatever ``config.source_model`` says."""
     from pathlib import Path
 
-    from components.base import recorded
+    from components.record import recorded
     from conlst.contract.config import config_from_json
     from conlst.platform.objects import localize
     from conlst.stages.folders import provide_source_model
