@@ -105,6 +105,22 @@ def export(options: argparse.Namespace) -> Result:
     return {"model": str(options.out), "language": language, "parity": difference}
 
 
+def compact(options: argparse.Namespace) -> Result:
+    from conlst.contract.artifacts import publish, read_manifest
+    from conlst.contract.config import config_from_dict
+    from conlst.model.folder import load_model
+    from conlst.model.starter import KIND, write_starter
+
+    source = read_manifest(options.model, "model")
+    config = config_from_dict(source.config, str(options.model))
+    meta = {**source.meta, "rank": options.rank}
+    with publish(options.out, kind=KIND, config=config.to_dict(), parents={"model": source.digest}, meta=meta) as staging:
+        write_starter(load_model(options.model), config.backbone, options.rank, staging)
+        (staging / "CARD.md").write_bytes(options.card.read_bytes())
+    size = sum(file.stat().st_size for file in options.out.iterdir())
+    return {"starter": str(options.out), "bytes": size, **meta}
+
+
 def predict(options: argparse.Namespace) -> Result:
     from conlst.contract.artifacts import read_manifest
     from conlst.contract.labels import NAMES
@@ -254,6 +270,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
     sub.add_argument("--data", metavar="FILE", help="pairs to compare on (default: the sample of the model's language)")
     sub.add_argument("--out", type=Path, required=True, help="folder to serve")
+
+    sub = commands.add_parser("compact", help="keep a source model as low-rank differences from its backbone, to ship it")
+    sub.set_defaults(command=compact)
+    sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="a source model with frozen embeddings")
+    sub.add_argument("--rank", type=int, default=64, help="directions kept of each matrix' difference")
+    sub.add_argument("--card", type=Path, required=True, metavar="FILE", help="what it was trained on, kept with it")
+    sub.add_argument("--out", type=Path, required=True)
 
     sub = command("compile", compile_pipeline, "compile the pipeline for Kubeflow Pipelines")
     sub.add_argument("--image", required=True, help="training image with its digest: registry/name@sha256:…")

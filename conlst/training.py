@@ -21,6 +21,7 @@ from torch import Tensor
 from conlst.contract.artifacts import publish, verify
 from conlst.contract.config import Compute, Optimisation
 from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
+from conlst.data.batching import shuffled_batches
 from conlst.model.encoder import PairClassifier
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,13 @@ def step_generator(*parts: int | str) -> torch.Generator:
     seed = derived_seed(*parts)
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
+
+
+def plan_batches(lengths: Tensor, budget: int, epochs: int, *seed: int | str) -> list[Tensor]:
+    """The batches of all epochs, known before the first step, so that a resumed run finds its place by number."""
+    return [
+        batch for epoch in range(epochs) for batch in shuffled_batches(lengths, budget, step_generator(*seed, "epoch", epoch))
+    ]
 
 
 class Trainer:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conlst.contract.artifacts import verify
 from conlst.contract.config import Backbone
-from conlst.contract.errors import ArtifactError
+from conlst.contract.errors import ArtifactError, ConfigError
 from conlst.model.backbones import load_backbone
 from conlst.model.folder import Model
 
@@ -72,10 +72,15 @@ def expand(tensors: dict[str, Tensor], backbone: Backbone) -> Model:
 
 
 def write_starter(model: Model, backbone: Backbone, rank: int, folder: Path) -> None:
-    """Write factors and settings into ``folder``, which the caller publishes."""
-    save_file(
-        {name: tensor.contiguous() for name, tensor in compress(model, backbone, rank).items()}, folder / "starter.safetensors"
-    )
+    """Write factors and settings into ``folder``, which the caller publishes.
+
+    Raises:
+        ConfigError: if the model's embedding table was trained: it is far too large to ship.
+    """
+    if not model.freeze_embeddings:
+        raise ConfigError("only a model with frozen embeddings can be kept as a starter; train with backbone.freeze_embeddings")
+    tensors = {name: tensor.contiguous() for name, tensor in compress(model, backbone, rank).items()}
+    save_file(tensors, folder / "starter.safetensors")
     save_file(model.seen, folder / "seen.safetensors")
     (folder / "backbone.json").write_text(json.dumps(backbone.model_dump(mode="json"), indent=1, sort_keys=True))
 

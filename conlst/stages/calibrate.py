@@ -9,14 +9,14 @@ from torch import Tensor
 
 from conlst.contract.config import Calibrate, Config
 from conlst.contract.errors import TrainingError
-from conlst.data.batching import draw_of_like_length, shuffled_batches
+from conlst.data.batching import draw_of_like_length
 from conlst.data.tokens import TokenizedPairs
 from conlst.method.complementary import complementary_labels, draw_negatives, other_labels
 from conlst.method.losses import contrastive_negative_loss, distance, literal_source_loss, negative_loss
 from conlst.model.encoder import PairClassifier
 from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
-from conlst.training import Checkpoints, Trainer, autocast, set_up_compute, step_generator
+from conlst.training import Checkpoints, Trainer, autocast, plan_batches, set_up_compute, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class Step:
         positive, negative: mean distance of the anchors to their twin and to their negatives.
         saturated: share of the anchors whose loss is below 0.01: they teach nothing any more.
         lonely: share of the anchors whose complementary class has no high-confidence pair.
+        accuracy: what the probe measured after this step, if it was asked.
     """
 
     loss: float
@@ -39,6 +40,7 @@ class Step:
     negative: float = 0.0
     saturated: float = 0.0
     lonely: float = 0.0
+    accuracy: float | None = None
 
 
 def calibrate(
@@ -49,14 +51,14 @@ def calibrate(
     config: Config,
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
-    probe: Callable[[int], None] | None = None,
+    probe: Callable[[], float] | None = None,
 ) -> list[Step]:
     """Train ``model`` in place on the unlabelled pool, one epoch by default.
 
     Args:
         pool: all target pairs; each is an anchor, the low-confidence ones included.
         source, source_labels: labelled English pairs for eq. 7.
-        probe: called with the number of the step now and then, to measure accuracy along training (figure 5).
+        probe: asked ``config.evaluate.probes`` times for the model's accuracy (figure 5); nothing is decided by it.
 
     Returns:
         One :class:`Step` a step.
@@ -71,17 +73,13 @@ def calibrate(
     # without a checkpoint, q comes from the model as it was given
     q = kept.stage["q"] if kept else predict_logits(model, pool, config.compute, config.evaluate.batch_tokens).softmax(1)
     _require_negatives(q, stage)
-    plan = [
-        batch
-        for epoch in range(stage.epochs)
-        for batch in shuffled_batches(pool.lengths, stage.batch_tokens, step_generator(config.seed, "calibrate", "epoch", epoch))
-    ]
+    plan = plan_batches(pool.lengths, stage.batch_tokens, stage.epochs, config.seed, "calibrate")
     trainer = Trainer(model, stage, len(plan), checkpoints)
     steps: list[Step] = []
     if kept:
         trainer.restore(kept)
         steps = [Step(**step) for step in kept.state["steps"]]
-    probe_every = max(1, len(plan) // config.evaluate.probes) if probe and config.evaluate.probes else 0
+    probe_every = max(1, len(plan) // config.evaluate.probes) if config.evaluate.probes else 0
 
     model.train()
     for indices in plan[trainer.step :]:
@@ -97,13 +95,13 @@ def calibrate(
             consistency = _source_term(model, source, companions, source_labels, stage, generator)
             loss = target + stage.source_weight * consistency
         value = trainer.update(loss, indices.tolist())
-        steps.append(Step(value, target.item(), consistency.item(), **facts))
+        accuracy = probe() if probe and probe_every and trainer.step % probe_every == 0 else None
+        steps.append(Step(value, target.item(), consistency.item(), **facts, accuracy=accuracy))
         if progress:
-            progress.step(trainer.step, len(plan), len(indices), asdict(steps[-1]))
+            numbers = {name: number for name, number in asdict(steps[-1]).items() if number is not None}
+            progress.step(trainer.step, len(plan), len(indices), numbers)
         if trainer.checkpoint_due():
             trainer.save({"q": q}, {"steps": [asdict(step) for step in steps]})
-        if probe and probe_every and trainer.step % probe_every == 0:
-            probe(trainer.step)
 
     model.eval()
     return steps

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,8 @@ def calibrate_model(
     identity = canonical_json([config.calibrate.model_dump(), start.digest, fingerprint(english)])
     checkpoints = _checkpoints(config, out, "calibrate", identity, pool)
     tokens = _tokens(target, start)
-    labelled = None not in target["label"]
-    trace: list[tuple[int, float]] = []
-
-    def probe(step: int) -> None:
-        trace.append((step, _accuracy(start, target, config)))
-
-    if labelled and config.evaluate.probes:
-        probe(0)
+    probe = None if None in target["label"] else partial(_accuracy, start, target, config)
+    trace = [(0, probe())] if probe and config.evaluate.probes else []
     steps = calibrate(
         start.classifier,
         tokens,
@@ -161,8 +156,9 @@ def calibrate_model(
         config,
         checkpoints,
         Progress("calibrate", sink),
-        probe if labelled else None,
+        probe,
     )
+    trace += [(number, step.accuracy) for number, step in enumerate(steps, 1) if step.accuracy is not None]
     history = {"steps": [asdict(step) for step in steps], "trace": trace}
     _save_adapted(start, model, target, pool, language, out, config, "calibrate", history)
     checkpoints.discard()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conlst.contract.config import Config, SelfTrain
 from conlst.contract.errors import TrainingError
-from conlst.data.batching import draw_of_like_length, shuffled_batches
+from conlst.data.batching import draw_of_like_length
 from conlst.data.tokens import TokenizedPairs
 from conlst.method.losses import soft_cross_entropy
 from conlst.method.masking import mask_tokens
@@ -19,7 +19,7 @@ from conlst.model.encoder import PairClassifier
 from conlst.model.folder import TextSettings
 from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
-from conlst.training import Checkpoints, Trainer, autocast, set_up_compute, step_generator
+from conlst.training import Checkpoints, Trainer, autocast, plan_batches, set_up_compute, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,11 @@ def self_train(
             rounds.append(Round(bars.tolist(), pseudo.tolist(), selected.tolist(), changed, []))
             break
 
-        plan = _plan(selected, pool, stage, config.seed, len(rounds))
+        chosen = selected.nonzero().squeeze(1)
+        if not len(chosen):
+            raise TrainingError("no pseudo-label reaches its bar; lower selftrain.threshold and selftrain.floor")
+        batches = plan_batches(pool.lengths[chosen], stage.batch_tokens, stage.epochs, config.seed, "selftrain", len(rounds))
+        plan = [chosen[batch] for batch in batches]
         trainer = Trainer(model, stage, len(plan), checkpoints)
         if kept:
             trainer.restore(kept)
@@ -112,17 +116,6 @@ def self_train(
 
     model.eval()
     return rounds
-
-
-def _plan(selected: Tensor, pool: TokenizedPairs, stage: SelfTrain, seed: int, iteration: int) -> list[Tensor]:
-    chosen = selected.nonzero().squeeze(1)
-    if not len(chosen):
-        raise TrainingError("no pseudo-label reaches its bar; lower selftrain.threshold and selftrain.floor")
-    plan = []
-    for epoch in range(stage.epochs):
-        generator = step_generator(seed, "selftrain", iteration, "epoch", epoch)
-        plan += [chosen[batch] for batch in shuffled_batches(pool.lengths[chosen], stage.batch_tokens, generator)]
-    return plan
 
 
 def _strong_view_loss(

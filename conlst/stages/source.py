@@ -6,11 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conlst.contract.config import Config
-from conlst.data.batching import shuffled_batches
 from conlst.data.tokens import TokenizedPairs
 from conlst.model.encoder import PairClassifier
 from conlst.stages.progress import Progress
-from conlst.training import Checkpoints, Trainer, autocast, set_up_compute, step_generator
+from conlst.training import Checkpoints, Trainer, autocast, plan_batches, set_up_compute, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +35,7 @@ def train_source(
     device = set_up_compute(config.compute)
     model.move_to(device).train()
     stage = config.source
-    plan = [
-        batch
-        for epoch in range(stage.epochs)
-        for batch in shuffled_batches(pairs.lengths, stage.batch_tokens, step_generator(config.seed, "source", "epoch", epoch))
-    ]
+    plan = plan_batches(pairs.lengths, stage.batch_tokens, stage.epochs, config.seed, "source")
     trainer = Trainer(model, stage, len(plan), checkpoints)
     losses: list[float] = []
     if kept := checkpoints and checkpoints.load():

@@ -1,0 +1,94 @@
+"""A training step of the embedded encoder: conlst's dropout and attention against PyTorch's own, interleaved, medians.
+
+    python benchmarks/train_step.py --out benchmarks/results/train_step.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from conlst.contract.config import Backbone, Compute, Source
+from conlst.model.backbones import load_backbone
+from conlst.model.dropout import Dropout
+from conlst.model.encoder import PairClassifier
+from conlst.training import Trainer, autocast, set_up_compute
+
+ROWS, LENGTH = 40, 48
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    device = set_up_compute(Compute(threads=options.threads))
+    generator = torch.Generator().manual_seed(options.seed)
+    ids = torch.randint(5, 250_000, (ROWS, LENGTH), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[::2, LENGTH - 8 :] = 0
+    labels = torch.randint(0, 3, (ROWS,), generator=generator)
+
+    variants = {"conlst": _model(options.seed), "torch": _with_torch_parts(_model(options.seed))}
+    trainers = {name: Trainer(model, Source(), 10_000) for name, model in variants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(options.repeats + 2):
+        for name, model in variants.items():
+            start = time.perf_counter()
+            with autocast(Compute(), device):
+                logits: Tensor = model.train()(ids, mask)
+            trainers[name].update(nn.functional.cross_entropy(logits.float(), labels), [])
+            if repeat >= 2:
+                seconds[name].append(time.perf_counter() - start)
+
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    result = {
+        "rows": ROWS,
+        "length": LENGTH,
+        "median_seconds": medians,
+        "pairs_per_second": {name: ROWS / median for name, median in medians.items()},
+        "ratio": medians["torch"] / medians["conlst"],
+        "seconds": seconds,
+        "options": {"threads": options.threads, "repeats": options.repeats, "seed": options.seed},
+        "versions": {name: version(name) for name in ("torch", "transformers", "conlst")},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+    }
+    print(json.dumps({key: result[key] for key in ("median_seconds", "pairs_per_second", "ratio")}, indent=1))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _model(seed: int) -> PairClassifier:
+    return load_backbone(Backbone(), seed).classifier
+
+
+def _with_torch_parts(model: PairClassifier) -> PairClassifier:
+    """The same encoder with ``torch.nn.Dropout`` and transformers' default attention."""
+    model.encoder.set_attn_implementation("sdpa")
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Dropout):
+                setattr(module, name, nn.Dropout(child.p))
+    return model
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()
