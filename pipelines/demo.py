@@ -37,9 +37,9 @@ QUESTIONS = {
         ("بچے باغ میں فٹ بال کھیل رہے ہیں۔", "باغ میں کوئی بچہ نہیں ہے۔"),
     ],
 }
-_TASKS_A_LANGUAGE = 10
-_TASKS_ONCE = 4
-_FINISHED = re.compile(r"Task \S*'([\w-]+)'\S* finished with status \S*(SUCCESS|FAILURE)")
+TASKS_A_LANGUAGE = 10
+TASKS_ONCE = 4
+FINISHED = re.compile(r"Task \S*'([\w-]+)'\S* finished with status \S*(SUCCESS|FAILURE)")
 
 console = Console(highlight=False)
 
@@ -114,7 +114,7 @@ def _pipeline(config: Config, root: Path, store: str, overrides: list[str]) -> d
     """`conlst run` as a user would call it, its log in a file, its tasks on a bar."""
     command = [sys.executable, "-m", "conlst.cli", "run", "--config", "demo", "--root", str(root), "--store", store]
     command += ["--at-once", "2", "--set", *overrides]
-    total = _TASKS_ONCE + _TASKS_A_LANGUAGE * len(config.languages)
+    total = TASKS_ONCE + TASKS_A_LANGUAGE * len(config.languages)
     columns = (TextColumn("   {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
     last = ""
     with (
@@ -127,7 +127,7 @@ def _pipeline(config: Config, root: Path, store: str, overrides: list[str]) -> d
             log.write(line)
             log.flush()
             last = line
-            if finished := _FINISHED.search(line):
+            if finished := FINISHED.search(line):
                 name, status = finished.groups()
                 progress.update(bar, advance=status == "SUCCESS", description=f"{name:<22}")
     if process.returncode:

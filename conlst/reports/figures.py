@@ -13,7 +13,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from conlst.contract.errors import ConfigError, DataError
 from conlst.contract.labels import NAMES
@@ -195,7 +195,7 @@ def accuracy_along_training(curve: Sequence[tuple[int, float]], path: Path, *, n
         axes.plot(steps, values, color=_AFTER, marker="o", markersize=4, linewidth=2, label="during training")
         axes.set(xlabel="optimiser step", ylabel="accuracy")
         axes.margins(y=0.15)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.1f} %"))
         axes.legend(loc="best")
     return path
