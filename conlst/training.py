@@ -23,6 +23,7 @@ from conlst.contract.config import Compute, Optimisation
 from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
 from conlst.data.batching import shuffled_batches
 from conlst.model.encoder import PairClassifier
+from conlst.runtime.cpu import available_cpus
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def set_up_compute(compute: Compute) -> torch.device:
     """
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device is cuda, but torch sees no GPU: check the node's accelerator, or set it to auto")
-    torch.set_num_threads(compute.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(compute.threads or int(os.environ.get("OMP_NUM_THREADS") or available_cpus()))
     # denormal gradients of a nearly solved loss slow a float32 backward pass down several times
     torch.set_flush_denormal(True)
     use_gpu = compute.device != "cpu" and torch.cuda.is_available()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from rich.console import Console
@@ -119,20 +119,33 @@ def _pipeline(config: Config, root: Path, store: str, overrides: list[str]) -> d
     last = ""
     with (
         (root / "pipeline.log").open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8") as process,
+        _process(command, stdout=subprocess.PIPE) as process,
         Progress(*columns, console=console) as progress,
     ):
         bar = progress.add_task("tasks", total=total)
-        for line in process.stdout or ():
-            log.write(line)
+        for raw in process.stdout or ():
+            last = raw.decode("utf-8", "replace")
+            log.write(last)
             log.flush()
-            last = line
-            if finished := FINISHED.search(line):
+            if finished := FINISHED.search(last):
                 name, status = finished.groups()
                 progress.update(bar, advance=status == "SUCCESS", description=f"{name:<22}")
+        process.wait()
     if process.returncode:
         raise BackendError(f"the pipeline failed; {root / 'pipeline.log'} tells where: {last.strip()}")
     return json.loads(last)
+
+
+@contextmanager
+def _process(command: list[str], stdout: int | IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with all its children, ended with the block."""
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=60)
 
 
 @contextmanager
@@ -141,14 +154,10 @@ def _endpoint(root: Path) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "serving", "--host", "127.0.0.1", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    with (root / "serving.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
-        try:
-            _wait_until_ready(url, process, root / "serving.log")
-            console.print(f"   ready at {url}")
-            yield url
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+    with (root / "serving.log").open("wb") as log, _process(command, log) as process:
+        _wait_until_ready(url, process, root / "serving.log")
+        console.print(f"   ready at {url}")
+        yield url
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -10,6 +10,7 @@ from kfp import compiler, components, dsl, local
 
 from conlst.contract.config import Config
 from conlst.contract.errors import BackendError, ConfigError
+from conlst.runtime.cpu import available_cpus
 from pipelines.adaptation import Placement, adaptation
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ def run_locally(config: Config, root: Path, store: str, at_once: int = 1) -> dic
     artifacts.mkdir(parents=True, exist_ok=True)
     tracking = os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # tasks side by side share the cores; threads that spin for work would take them from one another
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // at_once)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     compiled = root / "pipeline.yaml"
     compiler.Compiler().compile(adaptation(on_this_machine(at_once)), str(compiled))
 

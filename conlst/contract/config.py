@@ -44,7 +44,7 @@ class Compute(Section):
     Attributes:
         device: ``auto`` takes a GPU if there is one; ``cuda`` fails early without one.
         precision: ``bf16`` is autocast, weights stay in float32.
-        threads: CPU threads, 0 for what the process may use.
+        threads: CPU threads; 0 for ``OMP_NUM_THREADS`` or else what the process may use.
         checkpoint_every: optimiser steps between checkpoints, 0 for none.
     """
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from conlst.contract.errors import ConfigError, DataError
@@ -47,6 +49,8 @@ _STYLE: dict[str, Any] = {
 # without these, a file holds the moment it was made or matplotlib's version
 _METADATA: dict[str, dict[str, None]] = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
 _percent = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
+_tenths = FuncFormatter(lambda value, _: f"{100 * value:.1f} %")
+_thousands = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
 def reliability_diagram(evaluation: Mapping[str, Any], path: Path, *, language: str, protocol: Protocol) -> Path:
@@ -54,7 +58,7 @@ def reliability_diagram(evaluation: Mapping[str, Any], path: Path, *, language: 
     rows = [row for row in evaluation["reliability"] if row["upper"] > 1 / len(NAMES)]
     filled = [row for row in rows if row["count"]]
     facts = f"n = {evaluation['n']:,}, expected calibration error {evaluation['ece']:.3f}"
-    with _card(path, (6.4, 6.2), "Is the confidence deserved?", facts, language, protocol) as figure:
+    with _card(path, (6.4, 6.2), "Reliability", facts, language, protocol) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         start = rows[0]["lower"]
         upper.plot([start, 1], [start, 1], linestyle="--", color=_QUIET, label="confidence = accuracy")
@@ -78,7 +82,7 @@ def reliability_diagram(evaluation: Mapping[str, Any], path: Path, *, language: 
         )
         upper.set(ylabel="accuracy", ylim=(0, 1.02))
         upper.yaxis.set_major_formatter(_percent)
-        upper.legend(loc="upper left")
+        _legend_below(figure, upper.get_legend_handles_labels()[0])
         counts = lower.bar(
             [row["lower"] for row in rows],
             [row["count"] for row in rows],
@@ -89,6 +93,8 @@ def reliability_diagram(evaluation: Mapping[str, Any], path: Path, *, language: 
         )
         lower.bar_label(counts, labels=[f"{row['count']:,}" for row in rows], fontsize=8, padding=2)
         lower.margins(y=0.25)
+        lower.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        lower.yaxis.set_major_formatter(_thousands)
         lower.set(xlabel="confidence", ylabel="pairs", xlim=(start, 1))
         lower.xaxis.set_major_formatter(_percent)
     return path
@@ -99,7 +105,7 @@ def noise_histograms(comparison: Mapping[str, Any], path: Path, *, language: str
     histogram = comparison["histogram"]
     edges = np.asarray(histogram["edges"])
     facts = f"n = {comparison['n']:,}"
-    with _card(path, (9.6, 4.6), "Where the wrong predictions are", facts, language, protocol) as figure:
+    with _card(path, (9.6, 4.6), "Clean and noisy pairs by confidence", facts, language, protocol) as figure:
         axes = figure.subplots(1, 2, sharey=True)
         for side, panel in zip(("before", "after"), axes, strict=True):
             clean, noisy = np.asarray(histogram[side]["clean"]), np.asarray(histogram[side]["noisy"])
@@ -112,7 +118,9 @@ def noise_histograms(comparison: Mapping[str, Any], path: Path, *, language: str
             panel.xaxis.set_major_formatter(_percent)
             panel.grid(visible=False, axis="x")
         axes[0].set_ylabel("pairs")
-        axes[0].legend(loc="upper left")
+        axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0].yaxis.set_major_formatter(_thousands)
+        _legend_below(figure, axes[0].get_legend_handles_labels()[0])
     return path
 
 
@@ -123,7 +131,6 @@ def accuracy_by_band(comparison: Mapping[str, Any], path: Path, *, language: str
     with _card(path, (7.6, 4.8), "Accuracy by confidence band", facts, language, protocol) as figure:
         axes = figure.subplots()
         for side, colour, offset in (("before", _BEFORE, -0.2), ("after", _AFTER, 0.2)):
-            axes.bar([], [], color=colour, label=side)
             for place, row in enumerate(rows):
                 _band_bar(axes, place + offset, row[side], colour)
         axes.set_xticks(range(len(rows)), [_band_name(row) for row in rows])
@@ -132,7 +139,7 @@ def accuracy_by_band(comparison: Mapping[str, Any], path: Path, *, language: str
         )
         axes.yaxis.set_major_formatter(_percent)
         axes.grid(visible=False, axis="x")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _legend_below(figure, [Patch(color=_BEFORE, label="before"), Patch(color=_AFTER, label="after")])
     return path
 
 
@@ -154,8 +161,8 @@ def equal_coverage_curves(comparison: Mapping[str, Any], path: Path, *, language
         axes.set_xticks([row["percent"] for row in rows], [f"{row['percent']} %\n{row['count']:,}" for row in rows])
         axes.set(xlabel="most confident pairs taken: share and number", ylabel="accuracy of these pairs")
         axes.margins(y=0.15)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.1f} %"))
-        axes.legend(loc="best")
+        axes.yaxis.set_major_formatter(_tenths)
+        _legend_below(figure, axes.get_legend_handles_labels()[0])
     return path
 
 
@@ -164,7 +171,7 @@ def confusion_matrix(evaluation: Mapping[str, Any], path: Path, *, language: str
     matrix = np.asarray(evaluation["confusion"])
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     facts = f"n = {evaluation['n']:,}, accuracy {100 * evaluation['accuracy']:.1f} %"
-    with _card(path, (6.0, 5.2), "What is taken for what", facts, language, protocol) as figure:
+    with _card(path, (6.0, 5.2), "Confusion matrix", facts, language, protocol) as figure:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(matrix):
@@ -196,8 +203,8 @@ def accuracy_along_training(curve: Sequence[tuple[int, float]], path: Path, *, n
         axes.set(xlabel="optimiser step", ylabel="accuracy")
         axes.margins(y=0.15)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.1f} %"))
-        axes.legend(loc="best")
+        axes.yaxis.set_major_formatter(_tenths)
+        _legend_below(figure, axes.get_legend_handles_labels()[0])
     return path
 
 
@@ -214,6 +221,11 @@ def _card(path: Path, size: tuple[float, float], title: str, facts: str, languag
         # a language name is no formula, whatever dollar signs it holds
         figure.suptitle(f"{title} · {language}, {protocol}\n{facts}", fontsize=12, parse_math=False)
         figure.savefig(path, metadata=_METADATA[path.suffix])
+
+
+def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    # outside the axes it can cover no data, whatever the numbers are
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
 
 def _band_bar(axes: Axes, place: float, row: Mapping[str, Any], colour: str) -> None:
