@@ -1,6 +1,6 @@
 """A training step of the embedded encoder: conlst's dropout and attention against PyTorch's own, interleaved, medians.
 
-    python benchmarks/train_step.py --out benchmarks/results/train_step.json
+python benchmarks/train_step.py --out benchmarks/results/train_step.json
 """
 
 import argparse

@@ -12,7 +12,7 @@ from typing import Any
 
 from conlst import __version__
 from conlst.contract.config import Config, load_config
-from conlst.contract.errors import ConlstError
+from conlst.contract.errors import ConfigError, ConlstError
 from conlst.contract.logs import set_up_logging
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,7 @@ def adapt(options: argparse.Namespace) -> Result:
         source = work / "source"
         folders.ingest(config, "source", _local(options.source_data, work), "en", source)
     calibrated = work / "calibrated"
-    if not folders.is_made_from(calibrated, config, {"model": start, "pool": pool}):
-        folders.calibrate_model(config, start, pool, options.language, calibrated, source)
+    folders.calibrate_model(config, start, pool, options.language, calibrated, source)
     folders.self_train_model(config, calibrated, pool, options.language, options.out, source)
     return {"model": str(options.out), "calibrated": str(calibrated), **_meta(options.out)}
 
@@ -111,12 +110,16 @@ def compact(options: argparse.Namespace) -> Result:
     from conlst.model.folder import load_model
     from conlst.model.starter import KIND, write_starter
 
+    try:
+        card = options.card.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--card {options.card} cannot be read: {error}") from error
     source = read_manifest(options.model, "model")
     config = config_from_dict(source.config, str(options.model))
     meta = {**source.meta, "rank": options.rank}
     with publish(options.out, kind=KIND, config=config.to_dict(), parents={"model": source.digest}, meta=meta) as staging:
         write_starter(load_model(options.model), config.backbone, options.rank, staging)
-        (staging / "CARD.md").write_bytes(options.card.read_bytes())
+        (staging / "CARD.md").write_text(card, encoding="utf-8")
     size = sum(file.stat().st_size for file in options.out.iterdir())
     return {"starter": str(options.out), "bytes": size, **meta}
 

@@ -34,7 +34,14 @@ def on_cluster(image: str) -> Placement:
         kubernetes.use_config_map_as_env(
             task,
             config_map_name="conlst",
-            config_map_key_to_env={key: key for key in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")},
+            config_map_key_to_env={"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"},
+        )
+        # AWS itself needs neither
+        kubernetes.use_config_map_as_env(
+            task,
+            config_map_name="conlst",
+            config_map_key_to_env={key: key for key in ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")},
+            optional=True,
         )
         # absent where the service account's role gives access
         kubernetes.use_secret_as_env(

@@ -48,7 +48,7 @@ def main() -> int:
     """Run the demonstration; returns the exit status."""
     # an exception, so that what was started is stopped
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    root = Path("runs/demo").resolve()
+    root = Path("runs/demo")
     # artifacts of an earlier demonstration; the registry and the S3 store go on from it
     shutil.rmtree(root / "artifacts", ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
@@ -56,8 +56,8 @@ def main() -> int:
         with seaweedfs(root / "s3") as s3:
             environment = {
                 **s3.environment,
-                "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
-                "CONLST_CACHE": str(root / "cache"),
+                "MLFLOW_TRACKING_URI": f"sqlite:///{root.resolve() / 'mlflow.db'}",
+                "CONLST_CACHE": str(root.resolve() / "cache"),
             }
             os.environ.update(environment)
             _run(root, s3.bucket)
@@ -101,13 +101,16 @@ def _run(root: Path, bucket: str) -> None:
 
     console.rule("5  what came of it")
     console.print(_table(result["decisions"]))
-    console.print(
-        "   A demonstration on 180 self-written pairs a language, transductive: it shows the way, not the method's worth."
-    )
-    console.print(f"   pages and figures  {result['artifacts']}/*/*/page, */*/evaluation/figures")
-    console.print(f"   MLflow             .venv/bin/mlflow ui --backend-store-uri {result['tracking']}")
-    console.print(f"   log                {root / 'pipeline.log'}")
-    console.print("   serve again        .venv/bin/conlst serve --help   (the endpoint describes itself at /)")
+    console.print("   A demonstration on 180 self-written pairs a language, transductive: it shows the way,")
+    console.print("   not the worth of the method.\n")
+    for what, where in (
+        ("pages", f"{root}/artifacts/*/*/evaluate-2/page"),
+        ("figures", f"{root}/artifacts/*/*/evaluate-2/evaluation/figures"),
+        ("MLflow", f".venv/bin/mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db"),
+        ("served page", "the endpoint's / while it runs, see .venv/bin/conlst serve --help"),
+        ("logs", f"{root}/pipeline.log  {root}/serving.log"),
+    ):
+        console.print(f"   {what:<12} {where}", soft_wrap=True)
 
 
 def _pipeline(config: Config, root: Path, store: str, overrides: list[str]) -> dict[str, Any]:

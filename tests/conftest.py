@@ -1,11 +1,15 @@
 """Servers that a test session shares, started when the first test asks for them."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from pipelines.local_services import S3Service
 from services import environment, pretended_s3, real_mlflow, real_s3
+
+# before a test module imports onnxruntime by itself
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from tiny_onnx import PAIRS, slow_logits
 
 from serving.http import create_app
 from serving.lane import Lane
 from serving.models import Catalogue
 from serving.settings import Settings
+from tiny_onnx import PAIRS, slow_logits
 
 CHECKOUT = Path(__file__).parents[1]
 CANARY = "kanari7f3a"

@@ -19,12 +19,12 @@ from conlst.data.backtranslation import back_translate, open_backend, translate_
 from conlst.data.backtranslation.cache import TranslationCache
 from conlst.data.backtranslation.http import HttpTranslator
 from conlst.data.pairs import FEATURES, ingest
+from machine import needs
 
-needs_apertium = pytest.mark.skipif(shutil.which("apertium") is None, reason="apertium is not installed")
-needs_french = pytest.mark.skipif(
-    shutil.which("apertium") is None or "fr-es" not in subprocess.run(["apertium", "-l"], capture_output=True, text=True).stdout,
-    reason="apertium-fr-es is not installed",
-)
+_APERTIUM = shutil.which("apertium") is not None
+_FRENCH = _APERTIUM and "fr-es" in subprocess.run(["apertium", "-l"], capture_output=True, text=True, check=True).stdout
+needs_apertium = needs(_APERTIUM, "apertium")
+needs_french = needs(_FRENCH, "apertium-fr-es")
 
 SCOPE = ("fake", "1", "sw", "en")
 

@@ -22,7 +22,7 @@ def test_progress_counts_the_tasks_of_the_pipeline(tmp_path: Path) -> None:
     once = [name for name in spec["root"]["dag"]["tasks"] if not name.startswith("for-loop")]
     (loop,) = [component for name, component in spec["components"].items() if name.startswith("comp-for-loop")]
 
-    assert (demo.TASKS_ONCE, demo.TASKS_A_LANGUAGE) == (len(once), len(loop["dag"]["tasks"]))
+    assert (len(once), len(loop["dag"]["tasks"])) == (demo.TASKS_ONCE, demo.TASKS_A_LANGUAGE)
 
 
 def test_progress_reads_the_runner_s_coloured_log() -> None:

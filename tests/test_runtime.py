@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnxruntime import get_available_providers
-from tiny_onnx import PAIRS, slow_logits, tiny_onnx_folder, tiny_tokenizer
 
 from conlst.contract.artifacts import MANIFEST, read_manifest
 from conlst.contract.errors import ArtifactError, BackendError, DataError, LabelError
 from conlst.runtime import onnx as runtime
 from conlst.runtime.cpu import available_cpus
 from conlst.runtime.onnx import Predictor
+from tiny_onnx import PAIRS, slow_logits, tiny_onnx_folder, tiny_tokenizer
 
 LONG = " ".join(["mvua"] * 40)
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from served import CANARY, MANY, ONE, Bomb, Server, expected, serve
-from tiny_onnx import PAIRS, tiny_onnx_folder
 
 from conlst import __version__
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.labels import NAMES
+from served import CANARY, MANY, ONE, Bomb, Server, expected, serve
 from serving.lane import Lane
 from serving.models import Catalogue
 from serving.openapi import openapi_document
 from serving.settings import Settings
+from tiny_onnx import PAIRS, tiny_onnx_folder
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from served import CHECKOUT, ONE, serve
-from tiny_onnx import tiny_onnx_folder
 
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import ArtifactError, BackendError, ConfigError, RegistryError
+from served import CHECKOUT, ONE, serve
 from serving.models import Catalogue, Source, find_sources, open_model
 from serving.settings import Settings
+from tiny_onnx import tiny_onnx_folder
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from served import CANARY, CHECKOUT, MANY, ONE, Bomb, expected
-from tiny_onnx import PAIRS, tiny_onnx_folder
 
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.labels import NAMES
+from served import CANARY, CHECKOUT, MANY, ONE, Bomb, expected
 from serving.openapi import openapi_document
+from tiny_onnx import PAIRS, tiny_onnx_folder
 
 
 @pytest.fixture(scope="module")

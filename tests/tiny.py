@@ -2,21 +2,33 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
-WORDS = (
-    "a the cat dog man woman child sleeps runs eats sings not never always some all no one two three red blue old young house"
-    " river city night day is was in on under near with without and or but he she they it sees wants buys sells".split()
-)
+from conlst.contract.labels import parse_label
+from conlst.data.tokens import TokenizedPairs, tokenize
+from conlst.model.folder import Model
+
+_TEXT = """
+a the cat dog man woman child sleeps runs eats sings not never always some all no one two three red blue old young house river
+city night day is was in on under near with without and or but he she they it sees wants buys sells
+"""
+WORDS = _TEXT.split()
 
 
-def tiny_backbone(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
-    """Write a two-layer encoder of kind ``bert`` or ``xlm-roberta`` with its fast tokenizer."""
+def tiny_backbone(folder: Path, kind: str = "bert", seed: int = 0, spare: int = 0) -> Path:
+    """Write a two-layer encoder of kind ``bert`` or ``xlm-roberta`` with its fast tokenizer.
+
+    Args:
+        spare: further rows of the vocabulary that no text uses; with 100 the embedding table is the largest tensor, as in real
+            encoders.
+    """
     specials = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
-    vocabulary = {token: index for index, token in enumerate([*specials, *WORDS])}
+    vocabulary = {token: index for index, token in enumerate([*specials, *WORDS, *(f"spare{n}" for n in range(spare))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -26,7 +38,7 @@ def tiny_backbone(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="<mask>"
     )
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": len(vocabulary),
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -46,11 +58,14 @@ def tiny_backbone(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
 
 
 def tiny_pairs(count: int, seed: int) -> list[dict[str, str]]:
-    """Labelled pairs of random words whose label can be read off: the hypothesis repeats the premise, negates it, or says more."""
+    """Labelled pairs of random words; the hypothesis repeats the premise, negates it, or says more."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for index in range(count):
-        words = [WORDS[i] for i in torch.randint(11, len(WORDS), (int(torch.randint(3, 9, (1,), generator=generator)),), generator=generator)]
+        words = [
+            WORDS[i]
+            for i in torch.randint(11, len(WORDS), (int(torch.randint(3, 9, (1,), generator=generator)),), generator=generator)
+        ]
         label = ("entailment", "neutral", "contradiction")[index % 3]
         hypothesis = {"entailment": words[:3], "neutral": [*words[:2], "always"], "contradiction": ["never", *words[:2]]}[label]
         rows.append(
@@ -65,6 +80,13 @@ def tiny_pairs(count: int, seed: int) -> list[dict[str, str]]:
     return rows
 
 
+def tokens_of(model: Model, rows: list[dict[str, str]]) -> tuple[TokenizedPairs, Tensor]:
+    """Rows as what a stage takes: tokens, and labels ``[n]``."""
+    premises, hypotheses = [row["premise"] for row in rows], [row["hypothesis"] for row in rows]
+    tokens = tokenize(premises, hypotheses, model.tokenizer, max_length=model.text.max_length, pad_id=model.text.pad_id)
+    return tokens, torch.tensor([int(parse_label(row["label"])) for row in rows])
+
+
 def write_tsv(path: Path, rows: list[dict[str, str]]) -> Path:
     """Rows as the TSV that ``conlst`` reads."""
     columns = ["premise", "hypothesis", "label", "genre", "pair_id"]
@@ -73,7 +95,7 @@ def write_tsv(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def tiny_config(backbone: Path, **overrides: object) -> dict:
+def tiny_config(backbone: Path, /, **overrides: object) -> dict:
     """A configuration that trains in about a second."""
     return {
         "name": "tiny",

@@ -106,6 +106,8 @@ def publish(
     never half-written.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file, in the way of the folder to publish; move it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     staging.mkdir()
@@ -146,18 +148,36 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
     folder = Path(folder)
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ArtifactError(f"{folder} has no {MANIFEST}: it was never published, or not completely") from None
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{folder / MANIFEST} is not a conlst manifest ({error}); publish the folder again") from None
     manifest = Manifest.from_json(text, str(folder / MANIFEST))
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{folder} is of kind {manifest.kind!r}, expected {kind!r}")
     return manifest
 
 
+def republish(folder: Path, target: Path) -> None:
+    """Give a published folder a second place, the very same content under the same digest."""
+    staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+    try:
+        shutil.copytree(folder, staging, copy_function=lambda one, other: link_or_copy(Path(one), Path(other)))
+        _swap(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give ``source`` a second name, by hard link where the file system allows: published files never change."""
+    """Give ``source`` a second name, by hard link where the file system allows: published files never change.
+
+    Raises:
+        FileExistsError: if ``target`` exists; copying into it would write through older links.
+    """
     try:
         os.link(source, target)
+    except FileExistsError:
+        raise
     except OSError:
         shutil.copyfile(source, target)
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,7 +14,7 @@ from conlst.contract.errors import ConfigError
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Backbone(Section):
@@ -313,8 +312,8 @@ def load_config(name_or_path: str | Path, overrides: tuple[str, ...] = ()) -> Co
         raise ConfigError(f"no configuration {str(name_or_path)!r}: give a .yaml file or one of {known}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must be a mapping of sections")
     for override in overrides:
@@ -328,9 +327,8 @@ def profile_names() -> list[str]:
 
 
 def profiles_folder() -> Path:
-    """The folder of shipped profiles: the checkout's ``configs/``, or the copy inside an installed package."""
-    checkout = Path(__file__).parents[2] / "configs"
-    return checkout if checkout.is_dir() else Path(str(resources.files("conlst") / "configs"))
+    """The folder of shipped profiles."""
+    return Path(__file__).parents[1] / "configs"
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -343,7 +341,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
-    target[last] = yaml.safe_load(value)
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML ({error})") from error
     if isinstance(target[last], str):
         # YAML 1.1 reads 2e-5 as text because it has no dot
         with suppress(ValueError):

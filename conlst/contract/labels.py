@@ -44,6 +44,7 @@ def check_id2label(id2label: Mapping[int | str, str], where: str) -> None:
     Raises:
         LabelError: naming ``where`` and the order found there.
     """
-    found = {int(key): str(value).lower() for key, value in id2label.items()}
+    # JSON has no keys but text
+    found = {int(key) if str(key).isdecimal() else key: str(value).lower() for key, value in id2label.items()}
     if found != ID2LABEL:
         raise LabelError(f"{where} orders its labels as {found}, conlst as {ID2LABEL}; convert the classifier's rows first")

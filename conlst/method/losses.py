@@ -65,7 +65,7 @@ def contrastive_negative_loss(positive: Tensor, negative: Tensor, is_negative: T
         negative: there is nothing to tell it apart from.
     """
     similarity = torch.cat([positive[:, None], negative], 1) / -temperature  # [batch, 1 + n]
-    member = torch.cat([torch.ones_like(is_negative[:, :1]), is_negative], 1)
+    member = torch.cat([is_negative.new_ones(len(is_negative), 1), is_negative], 1)
     logits = similarity.masked_fill(~member, -torch.inf)
     return logits.logsumexp(1) - logits[:, 0]
 

@@ -22,5 +22,5 @@ def mixup(pooled: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
 
 def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     # a beta variate is a ratio of gamma variates; torch.distributions would not take the generator
-    first, second = (torch._standard_gamma(torch.full((count,), alpha), generator=generator) for _ in range(2))
+    first, second = (torch._standard_gamma(torch.full((count,), float(alpha)), generator=generator) for _ in range(2))
     return first / (first + second)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
@@ -14,6 +15,7 @@ from conlst.model.embedded import load_embedded_e5
 from conlst.model.folder import Model, TextSettings, build_classifier, set_embeddings
 
 _EMBEDDED = "embedded:e5-small"
+_TABLE = "embeddings.word_embeddings.weight"
 
 
 def load_backbone(backbone: Backbone, seed: int) -> Model:
@@ -39,10 +41,12 @@ def load_backbone(backbone: Backbone, seed: int) -> Model:
             f" of {backbone.name}"
         )
     classifier = build_classifier(config, backbone.pooling, backbone.dropout, backbone.projection)
-    table = weights.pop("embeddings.word_embeddings.weight")
+    table = weights.pop(_TABLE, None)
+    if table is None:
+        raise BackendError(f"{backbone.name} is not a plain encoder that conlst can use: it has no {_TABLE}")
     set_embeddings(classifier, table)
     missing, unexpected = classifier.encoder.load_state_dict(weights, strict=False)
-    if missing != ["embeddings.word_embeddings.weight"] or unexpected:
+    if missing != [_TABLE] or unexpected:
         raise BackendError(f"{backbone.name} is not a plain encoder that conlst can use: {[*missing, *unexpected][:3]}")
     classifier.freeze_embeddings(backbone.freeze_embeddings)
     return Model(
@@ -77,10 +81,15 @@ def _from_transformers(backbone: Backbone) -> _Pretrained:
         raise ConfigError(f"backbone.name {backbone.name!r} is no folder; write hub:{name} to fetch it from the hub")
     try:
         config = AutoConfig.from_pretrained(name, revision=backbone.revision)
-        encoder = AutoModel.from_pretrained(name, revision=backbone.revision, use_safetensors=True, dtype=torch.float32)
+        encoder, loading = AutoModel.from_pretrained(
+            name, revision=backbone.revision, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
         words = AutoTokenizer.from_pretrained(name, revision=backbone.revision)
-    except OSError as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackendError(f"backbone {backbone.name!r} cannot be loaded: {error}") from error
+    # transformers draws what a checkpoint lacks at random, and only logs it
+    if lacking := sorted(key for key in loading["missing_keys"] if not key.startswith("pooler.")):
+        raise BackendError(f"backbone {backbone.name!r} lacks {lacking[0]}; its weights are not whole")
     tokenizer: Tokenizer | None = getattr(words, "backend_tokenizer", None)
     if tokenizer is None or words.pad_token_id is None or words.mask_token_id is None:
         raise BackendError(f"backbone {backbone.name!r} needs a fast tokenizer with a padding and a mask token")

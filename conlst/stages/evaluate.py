@@ -17,6 +17,7 @@ from conlst.reports.page import evaluation_markdown, evaluation_page
 
 KIND = "evaluation"
 _PREDICTIONS = "predictions.safetensors"
+_HEADLINE = ("language", "protocol", "n", "accuracy", "macro_f1", "ece")
 
 
 def protocol_of(texts: Tensor, seen: dict[str, Tensor], where: str) -> Protocol:
@@ -48,6 +49,7 @@ def publish_evaluation(
     protocol: Protocol,
     config: Config,
     parents: dict[str, str],
+    fingerprint: str,
     before: Path | None = None,
     trace: list[tuple[int, float]] | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +58,8 @@ def publish_evaluation(
     Args:
         logits: ``[n, 3]`` of the model.
         labels: ``[n]``, the truth.
+        parents: digests of ``model`` and ``pairs``.
+        fingerprint: of the pairs' content.
         before: the evaluation of an earlier model on the same pairs, to compare with (paper, figures 3 and 4, table 4).
         trace: accuracy at steps of stage 1 (figure 5).
 
@@ -74,9 +78,10 @@ def publish_evaluation(
         **evaluate_probabilities(probabilities, truth, config.evaluate),
     }
     if before is not None:
-        old = _earlier(before, truth)
+        old = _earlier(before, fingerprint)
         evaluation["comparison"] = compare(old, probabilities, truth, config.evaluate)
-    with publish(folder, kind=KIND, config=config.to_dict(), parents=parents, meta=_headline(evaluation)) as staging:
+    meta = {key: evaluation[key] for key in _HEADLINE} | {"fingerprint": fingerprint}
+    with publish(folder, kind=KIND, config=config.to_dict(), parents=parents, meta=meta) as staging:
         (staging / "evaluation.json").write_text(json.dumps(evaluation, indent=1, sort_keys=True))
         save_file({"logits": logits.float().numpy(), "labels": truth}, staging / _PREDICTIONS)
         drawn = _draw(evaluation, trace, len(truth), staging / "figures")
@@ -93,12 +98,10 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def _earlier(folder: Path, truth: np.ndarray) -> np.ndarray:
-    verify(folder, KIND)
-    kept = load_file(folder / _PREDICTIONS)
-    if not np.array_equal(kept["labels"], truth):
+def _earlier(folder: Path, fingerprint: str) -> np.ndarray:
+    if verify(folder, KIND).meta["fingerprint"] != fingerprint:
         raise DataError(f"{folder} evaluates other pairs; compare evaluations of the same data only")
-    logits = kept["logits"].astype(np.float64)
+    logits = load_file(folder / _PREDICTIONS)["logits"].astype(np.float64)
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
 
@@ -119,7 +122,3 @@ def _draw(evaluation: dict[str, Any], trace: list[tuple[int, float]] | None, n: 
     if trace:
         drawn.append(figures.accuracy_along_training(trace, folder / "training.svg", n=n, **names))
     return drawn
-
-
-def _headline(evaluation: dict[str, Any]) -> dict[str, Any]:
-    return {key: evaluation[key] for key in ("language", "protocol", "n", "accuracy", "macro_f1", "ece")}

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx.external_data_helper import set_external_data
 from torch import Tensor
@@ -21,6 +20,7 @@ from conlst.data.batching import length_batches
 from conlst.data.tokens import TokenizedPairs, tokenize
 from conlst.model.encoder import PairClassifier
 from conlst.model.folder import load_model
+from conlst.runtime.onnx import open_session
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +105,14 @@ def _write_graph(classifier: PairClassifier, tokens: TokenizedPairs, folder: Pat
     if program is None:
         raise TrainingError("torch.onnx.export gave no program")
     graph: onnx.ModelProto = program.model_proto
-    table = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    shape_of_table = list(classifier.embeddings.shape)
+    table = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == shape_of_table)
     (folder / _TABLE).write_bytes(table.raw_data)
     set_external_data(table, _TABLE, offset=0, length=len(table.raw_data))
     table.ClearField("raw_data")
+    # the exporter's notes of the Python that made each node: paths of this machine, and most of the graph's size
+    for node in graph.graph.node:
+        node.ClearField("metadata_props")
     (folder / _GRAPH).write_bytes(graph.SerializeToString(deterministic=True))
 
 
@@ -121,7 +125,7 @@ def _torch_logits(classifier: PairClassifier, tokens: TokenizedPairs, batch_toke
 
 
 def _onnx_logits(graph: Path, tokens: TokenizedPairs, batch_tokens: int) -> Tensor:
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    session = open_session(graph)
     logits = torch.empty(len(tokens), len(ID2LABEL))
     for indices in length_batches(tokens.lengths, batch_tokens):
         ids, mask = tokens.batch(indices)

@@ -17,10 +17,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from conlst.contract.artifacts import canonical_json, read_manifest, verify
+from conlst.contract.artifacts import MANIFEST, canonical_json, link_or_copy, read_manifest, republish, verify
 from conlst.contract.cache import cache_folder
 from conlst.contract.config import Compute, Config
-from conlst.contract.errors import ConfigError
+from conlst.contract.errors import ConfigError, DataError
 from conlst.data.backtranslation import TranslationCache, back_translate, open_backend
 from conlst.data.pairs import check_no_leak, fingerprint, read_pairs, require_labels, text_hash, write_pairs
 from conlst.data.sources import load_source
@@ -70,8 +70,8 @@ def provide_source_model(config: Config, given: str, pairs: Path, dev: Path, out
         return train_source_model(config, pairs, out, dev, sink)
     if given == STARTER:
         return _save_starter(out)
-    start = load_model(Path(given))
-    return save_model(start, out, config=config.to_dict(), parents={"model": start.digest}, meta={"language": "en"})
+    verify(Path(given), "model")
+    return republish(Path(given), out)
 
 
 def train_source_model(config: Config, pairs: Path, out: Path, dev: Path | None = None, sink: MetricSink | None = None) -> None:
@@ -84,7 +84,8 @@ def train_source_model(config: Config, pairs: Path, out: Path, dev: Path | None 
         require_labels(checked, str(dev))
         check_no_leak(source, checked, ("the source data", "the development data"))
     model = load_backbone(config.backbone, config.seed)
-    checkpoints = _checkpoints(config, out, "source", canonical_json([config.source.model_dump(), model.digest]), pairs)
+    digest = read_manifest(pairs).digest
+    checkpoints = _checkpoints(config, out, "source", [config.source.model_dump(), model.digest, digest])
     history["loss"] = train_source(
         model.classifier, _tokens(source, model), _labels(source), config, checkpoints, Progress("source", sink)
     )
@@ -96,13 +97,15 @@ def train_source_model(config: Config, pairs: Path, out: Path, dev: Path | None 
 
     def write_more(folder: Path) -> None:
         _write_json(folder / _HISTORY, history)
-        pq.write_table(source.select(sorted(chosen.tolist())).with_format("arrow")[:], folder / _KEPT_PAIRS, compression="zstd")
+        if len(chosen):
+            kept = source.select(sorted(chosen.tolist())).with_format("arrow")[:]
+            pq.write_table(kept, folder / _KEPT_PAIRS, compression="zstd")
 
     save_model(
         replace(model, seen={"source": _hashes(source)}),
         out,
         config=config.to_dict(),
-        parents={"pairs": read_manifest(pairs).digest},
+        parents={"pairs": digest},
         meta=meta,
         write_more=write_more,
     )
@@ -139,12 +142,13 @@ def source_pairs(model: Path, given: Path | None, config: Config) -> Dataset:
 def calibrate_model(
     config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
 ) -> None:
-    """Stage 1: publish ``model`` calibrated on the pool of ``language``."""
+    """Stage 1: publish ``model`` calibrated on the pool of ``language``, unless ``out`` is that already."""
+    target, english = read_pairs(pool), source_pairs(model, source, config)
+    parents = _parents(model, pool, english)
+    if _is_made_from(out, config, parents):
+        return
     start = load_model(model)
-    target = read_pairs(pool)
-    english = source_pairs(model, source, config)
-    identity = canonical_json([config.calibrate.model_dump(), start.digest, fingerprint(english)])
-    checkpoints = _checkpoints(config, out, "calibrate", identity, pool)
+    checkpoints = _checkpoints(config, out, "calibrate", [config.calibrate.model_dump(), parents])
     tokens = _tokens(target, start)
     probe = None if None in target["label"] else partial(_accuracy, start, target, config)
     trace = [(0, probe())] if probe and config.evaluate.probes else []
@@ -160,20 +164,22 @@ def calibrate_model(
     )
     trace += [(number, step.accuracy) for number, step in enumerate(steps, 1) if step.accuracy is not None]
     history = {"steps": [asdict(step) for step in steps], "trace": trace}
-    _save_adapted(start, model, target, pool, language, out, config, "calibrate", history)
+    _save_adapted(start, model, target, english, parents, language, out, config, "calibrate", history)
     checkpoints.discard()
 
 
 def self_train_model(
     config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
 ) -> None:
-    """Stage 2: publish ``model`` self-trained on the pool of ``language``."""
+    """Stage 2: publish ``model`` self-trained on the pool of ``language``, unless ``out`` is that already."""
+    target, english = read_pairs(pool), source_pairs(model, source, config)
+    parents = _parents(model, pool, english)
+    if _is_made_from(out, config, parents):
+        return
     start = load_model(model)
-    target = read_pairs(pool)
-    english = source_pairs(model, source, config)
     translated = _translated(config, target, language)
-    identity = canonical_json([config.selftrain.model_dump(), start.digest, fingerprint(english)])
-    checkpoints = _checkpoints(config, out, "selftrain", identity, pool)
+    views = fingerprint(translated) if translated else None
+    checkpoints = _checkpoints(config, out, "selftrain", [config.selftrain.model_dump(), parents, views])
     rounds = self_train(
         start.classifier,
         _tokens(target, start),
@@ -197,7 +203,7 @@ def self_train_model(
                 "losses": done.losses,
             }
         )
-    _save_adapted(start, model, target, pool, language, out, config, "selftrain", history)
+    _save_adapted(start, model, target, english, parents, language, out, config, "selftrain", history)
     checkpoints.discard()
 
 
@@ -224,6 +230,7 @@ def evaluate_model(
         protocol=protocol,
         config=config,
         parents=parents,
+        fingerprint=fingerprint(tested),
         before=before,
         trace=_trace(model),
     )
@@ -240,16 +247,23 @@ def predict_pairs(model: Path, pairs: Sequence[tuple[str, str]]) -> list[list[fl
     loaded = load_model(model)
     premises, hypotheses = zip(*pairs, strict=True)
     tokens = tokenize(premises, hypotheses, loaded.tokenizer, max_length=loaded.text.max_length, pad_id=loaded.text.pad_id)
+    if tokens.truncated:
+        raise DataError(f"the pair is longer than the {loaded.text.max_length} tokens that the model reads; shorten it")
     return predict_logits(loaded.classifier, tokens, Compute(precision="fp32"), 8192).softmax(1).tolist()
 
 
-def is_made_from(folder: Path, config: Config, parents: dict[str, Path]) -> bool:
-    """Whether ``folder`` was published already from these parents by this configuration."""
-    if not folder.exists():
+def _parents(model: Path, pool: Path, english: Dataset) -> dict[str, str]:
+    return {"model": read_manifest(model).digest, "pool": read_manifest(pool).digest, "source": fingerprint(english)}
+
+
+def _is_made_from(out: Path, config: Config, parents: dict[str, str]) -> bool:
+    if not (out / MANIFEST).exists():
         return False
-    manifest = verify(folder)
-    digests = {role: read_manifest(parent).digest for role, parent in parents.items()}
-    return manifest.parents == digests and manifest.config == config.to_dict()
+    manifest = verify(out)
+    made = manifest.parents == parents and manifest.config == config.to_dict()
+    if made:
+        log.info("%s was made from the same before and is kept", out)
+    return made
 
 
 def _save_starter(out: Path) -> None:
@@ -273,34 +287,38 @@ def _save_adapted(
     start: Model,
     model: Path,
     pool: Dataset,
-    pool_folder: Path,
+    english: Dataset,
+    parents: dict[str, str],
     language: str,
     out: Path,
     config: Config,
     stage: str,
-    history: Any,
+    history: dict[str, Any],
 ) -> None:
-    seen = torch.cat([start.seen.get("pool", torch.empty(0, dtype=torch.int64)), _hashes(pool)]).unique()
+    seen = {
+        role: torch.cat([start.seen.get(role, torch.empty(0, dtype=torch.int64)), _hashes(pairs)]).unique()
+        for role, pairs in (("source", english), ("pool", pool))
+    }
 
     def write_more(folder: Path) -> None:
         kept = json.loads((model / _HISTORY).read_text()) if (model / _HISTORY).is_file() else {}
-        # the losses of the source are told in the source's own folder
-        _write_json(folder / "history.json", {key: kept[key] for key in ("calibrate",) if key in kept} | {stage: history})
+        # the losses of the source model are told in its own folder
+        _write_json(folder / _HISTORY, {key: kept[key] for key in ("calibrate",) if key in kept} | {stage: history})
         if (model / _KEPT_PAIRS).is_file():
-            (folder / _KEPT_PAIRS).write_bytes((model / _KEPT_PAIRS).read_bytes())
+            link_or_copy(model / _KEPT_PAIRS, folder / _KEPT_PAIRS)
 
     save_model(
-        replace(start, seen={**start.seen, "pool": seen}),
+        replace(start, seen=seen),
         out,
         config=config.to_dict(),
-        parents={"model": start.digest, "pool": read_manifest(pool_folder).digest},
+        parents=parents,
         meta={"language": language, "stage": stage},
         write_more=write_more,
     )
 
 
-def _checkpoints(config: Config, out: Path, stage: str, identity: str, pairs: Path) -> Checkpoints:
-    whole = canonical_json([identity, config.seed, config.backbone.model_dump(), verify(pairs, "pairs").digest])
+def _checkpoints(config: Config, out: Path, stage: str, identity: list[Any]) -> Checkpoints:
+    whole = canonical_json([identity, config.seed, config.backbone.model_dump(), config.compute.precision])
     return Checkpoints(out.parent / f"{out.name}.{stage}-checkpoint", config.compute.checkpoint_every, whole)
 
 

@@ -1,0 +1,298 @@
+"""The command line: help that teaches, JSON on the last line, and errors of one line."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conlst import __version__
+from conlst.cli import main
+from conlst.contract.artifacts import verify
+from conlst.contract.labels import NAMES
+from conlst.model.starter import load_starter
+from tiny import WORDS, tiny_backbone, tiny_config, tiny_pairs, write_tsv
+
+COMMANDS = [
+    *("run", "train-source", "adapt", "evaluate", "export", "compile"),
+    *("promote", "rollback", "serve", "predict", "compact"),
+]
+WEIGHTS = "weights.safetensors"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_log() -> Iterator[None]:
+    """The command line takes the root logger for itself; give it back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        assert self.status == 0, self.err
+        return json.loads(self.out.splitlines()[-1])
+
+    @property
+    def complaint(self) -> str:
+        """The one line that an error prints, after the log."""
+        assert self.status == 1
+        assert "Traceback" not in self.err
+        assert not self.out
+        return self.err.splitlines()[-1]
+
+
+def conlst(*arguments: object) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # argparse's own ends
+            status = int(ended.code or 0)
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: a profile and data."""
+    root = tmp_path_factory.mktemp("user")
+    backbone = {"name": str(tiny_backbone(root / "backbone")), "max_length": 32, "projection": 16, "freeze_embeddings": True}
+    config = tiny_config(
+        root / "backbone",
+        backbone=backbone,
+        source={"lr": 5e-3, "batch_tokens": 256, "epochs": 10},
+        calibrate={"lr": 1e-3, "threshold": 0.45, "batch_tokens": 256, "negatives": 2},
+        selftrain={"lr": 1e-3, "threshold": 0.6, "floor": 0.4, "batch_tokens": 256, "max_iterations": 1},
+    )
+    (root / "tiny.yaml").write_text(json.dumps(config))
+    for name, seed, count in (("en", 1, 90), ("dev", 2, 30), ("pool", 3, 45), ("test", 4, 45), ("more", 6, 60)):
+        write_tsv(root / f"{name}.tsv", tiny_pairs(count, seed))
+    write_tsv(root / "unlabelled.tsv", [{**row, "label": ""} for row in tiny_pairs(9, 5)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(user: Path) -> dict[str, Any]:
+    return conlst(
+        *("train-source", "--config", user / "tiny.yaml", "--data", user / "en.tsv", "--dev", user / "dev.tsv"),
+        *("--out", user / "models" / "en"),
+    ).result
+
+
+def adapt(user: Path, source: dict[str, Any], out: str, *more: object) -> Ended:
+    return conlst(
+        *("adapt", "--config", user / "tiny.yaml", "--source-model", source["model"], "--pool", user / "pool.tsv"),
+        *("--language", "sw", "--out", user / "models" / out, *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def adapted(user: Path, source: dict[str, Any]) -> dict[str, Any]:
+    return adapt(user, source, "sw").result
+
+
+@pytest.fixture(scope="module")
+def exported(user: Path, adapted: dict[str, Any]) -> dict[str, Any]:
+    return conlst("export", "--model", adapted["model"], "--out", user / "served" / "sw").result
+
+
+def test_help_names_every_command_and_teaches_the_way() -> None:
+    ended = conlst("--help")
+    assert ended.status == 0
+    for command in COMMANDS:
+        assert f"    {command} " in ended.out or f"    {command}\n" in ended.out, command
+    assert "conlst adapt --config" in ended.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    ended = conlst(command, "--help")
+    assert ended.status == 0
+    assert ended.out.startswith(f"usage: conlst {command} ")
+
+
+def test_the_version_is_told() -> None:
+    assert conlst("--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonesuch"], ["adapt"], ["predict", "--model", "x"], ["evaluate", "--mod", "x"]])
+def test_wrong_usage_ends_with_two(arguments: list[str]) -> None:
+    ended = conlst(*arguments)
+    assert ended.status == 2
+    assert "usage: conlst" in ended.err
+
+
+def test_train_source_tells_its_accuracy(user: Path, source: dict[str, Any]) -> None:
+    assert source["model"] == str(user / "models" / "en")
+    assert source["dev_accuracy"] > 0.4
+    assert source["digest"] == verify(Path(source["model"]), "model").digest
+
+
+def test_adapt_publishes_the_model_and_the_calibrated_one(source: dict[str, Any], adapted: dict[str, Any]) -> None:
+    assert adapted["language"] == "sw"
+    calibrated = verify(Path(adapted["calibrated"]), "model")
+    assert verify(Path(adapted["model"]), "model").parents["model"] == calibrated.digest
+    assert calibrated.parents["model"] == source["digest"]
+
+
+def test_adapting_again_is_the_same_model_and_does_not_calibrate_again(
+    user: Path, source: dict[str, Any], adapted: dict[str, Any]
+) -> None:
+    before = Path(adapted["calibrated"]).stat().st_ino
+    assert adapt(user, source, "sw").result["digest"] == adapted["digest"]
+    assert Path(adapted["calibrated"]).stat().st_ino == before
+
+
+def test_overrides_reach_the_stages(user: Path, source: dict[str, Any], adapted: dict[str, Any]) -> None:
+    other = adapt(user, source, "other", "--set", "calibrate.lr=2e-3", "selftrain.mixup=null", "--set", "seed=7").result
+    config = verify(Path(other["model"])).config
+    assert (config["calibrate"]["lr"], config["selftrain"]["mixup"], config["seed"]) == (2e-3, None, 7)
+    assert (Path(other["model"]) / WEIGHTS).read_bytes() != (Path(adapted["model"]) / WEIGHTS).read_bytes()
+
+
+def test_source_data_that_is_given_trains_along(user: Path, source: dict[str, Any], adapted: dict[str, Any]) -> None:
+    other = adapt(user, source, "with-source", "--source-data", user / "more.tsv").result
+    assert (Path(other["calibrated"]) / WEIGHTS).read_bytes() != (Path(adapted["calibrated"]) / WEIGHTS).read_bytes()
+
+
+def test_a_calibrated_model_of_other_source_data_is_not_taken(user: Path, source: dict[str, Any]) -> None:
+    fresh = adapt(user, source, "fresh", "--source-data", user / "more.tsv").result
+    adapt(user, source, "changed", "--source-data", user / "en.tsv")
+    assert adapt(user, source, "changed", "--source-data", user / "more.tsv").result["digest"] == fresh["digest"]
+
+
+def test_evaluate_gives_what_acceptance_reads(user: Path, adapted: dict[str, Any]) -> None:
+    ended = conlst("evaluate", "--model", adapted["model"], "--data", user / "test.tsv", "--language", "sw")
+    result = ended.result
+    assert len(ended.out.splitlines()) == 1
+    assert 0 <= result["accuracy"] <= 1
+    assert 0 <= result["ece"] <= 1
+    assert result["n"] == 45
+    assert sum(band["count"] for band in result["bands"]) == 45
+    assert result["protocol"] == "inductive"
+    assert result["evaluation"] == f"{adapted['model']}.evaluation"
+    assert Path(result["page"]).is_file()
+
+
+def test_evaluate_compares_with_an_earlier_evaluation(
+    user: Path, source: dict[str, Any], adapted: dict[str, Any], tmp_path: Path
+) -> None:
+    common = ("--data", user / "pool.tsv", "--language", "sw", "--out")
+    before = conlst("evaluate", "--model", source["model"], *common, tmp_path / "before").result
+    after = conlst("evaluate", "--model", adapted["model"], *common, tmp_path / "after", "--before", tmp_path / "before").result
+    assert (before["protocol"], after["protocol"]) == ("zero-shot", "transductive")
+    assert after["comparison"]["accuracy_gain"] == pytest.approx(after["accuracy"] - before["accuracy"])
+
+
+def test_export_publishes_a_folder_to_serve(user: Path, exported: dict[str, Any]) -> None:
+    assert exported == {"model": str(user / "served" / "sw"), "language": "sw", "parity": exported["parity"]}
+    assert 0 <= exported["parity"] <= 1e-4
+    assert verify(Path(exported["model"]), "onnx").meta["language"] == "sw"
+
+
+def test_predict_answers_alike_from_both_kinds_of_folder(adapted: dict[str, Any], exported: dict[str, Any]) -> None:
+    row = tiny_pairs(3, 9)[2]
+    answers = [
+        conlst("predict", "--model", model["model"], "--premise", row["premise"], "--hypothesis", row["hypothesis"]).result
+        for model in (adapted, exported)
+    ]
+    for answer in answers:
+        assert set(answer["probabilities"]) == set(NAMES)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1)
+        assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].__getitem__)
+        assert answer["language"] == "sw"
+    assert answers[0]["probabilities"] == pytest.approx(answers[1]["probabilities"], abs=1e-4)
+    assert [answer["digest"] for answer in answers] == [verify(Path(model["model"])).digest for model in (adapted, exported)]
+
+
+def test_a_pair_that_is_too_long_to_serve_is_refused(exported: dict[str, Any]) -> None:
+    ended = conlst("predict", "--model", exported["model"], "--premise", " ".join(WORDS), "--hypothesis", "a cat")
+    assert ended.complaint.startswith("conlst predict: pair 0 has ")
+
+
+def test_compact_keeps_a_source_model_small(source: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "card.md").write_text("# A tiny starter\n")
+    ended = conlst(
+        *("compact", "--model", source["model"], "--rank", 4, "--card", tmp_path / "card.md", "--out", tmp_path / "starter")
+    )
+    assert ended.result["dev_accuracy"] == source["dev_accuracy"]
+    model = load_starter(tmp_path / "starter")
+    assert len(model.seen["source"]) == 90
+    assert (tmp_path / "starter" / "CARD.md").read_text() == "# A tiny starter\n"
+
+
+def test_errors_are_one_line_that_names_the_thing(
+    user: Path, source: dict[str, Any], adapted: dict[str, Any], tmp_path: Path
+) -> None:
+    profile, out = user / "tiny.yaml", tmp_path / "out"
+    pool = ("--pool", user / "pool.tsv", "--language", "sw", "--out", out)
+    start = ("adapt", "--config", profile, "--source-model", source["model"])
+    evaluate = ("evaluate", "--language", "sw", "--out", out, "--model")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (("train-source", "--config", "nonesuch", "--data", user / "en.tsv", "--out", out), "nonesuch"),
+        (("train-source", "--config", "nonesuch", "--data", user / "en.tsv", "--out", out), "xnli-e5-small"),
+        (("train-source", "--config", profile, "--data", tmp_path / "no.tsv", "--out", out), "no.tsv"),
+        (("train-source", "--config", profile, "--data", user / "unlabelled.tsv", "--out", out), "9 of 9 pairs have no label"),
+        (
+            ("train-source", "--config", profile, "--data", user / "en.tsv", "--dev", user / "en.tsv", "--out", out),
+            "90 of 90 pairs",
+        ),
+        ((*start, *pool, "--set", "calibrate.lr"), "section.key=value"),
+        ((*start, *pool, "--set", "calibrate.typo=1"), "calibrate.typo"),
+        ((*start, *pool, "--set", "selftrain.threshold=2"), "selftrain.threshold"),
+        ((*start, *pool, "--set", "calibrate.threshold=0.9999"), "lower calibrate.threshold"),
+        (("adapt", "--config", profile, "--source-model", tmp_path / "nowhere", *pool), "nowhere"),
+        ((*evaluate, adapted["model"], "--data", user / "unlabelled.tsv"), "9 of 9 pairs have no label"),
+        ((*evaluate, adapted["model"], "--data", user / "en.tsv"), "90 of 90 pairs"),
+        ((*evaluate, tmp_path / "nowhere", "--data", user / "test.tsv"), "nowhere"),
+        ((*evaluate, adapted["model"], "--data", "sample:xx"), "xx"),
+        (("export", "--model", user, "--out", out), str(user)),
+        (("compile", "--config", "demo", "--image", "conlst:latest", "--out", out), "must name a digest"),
+        (("predict", "--model", tmp_path / "nowhere", "--premise", "a", "--hypothesis", "b"), "nowhere"),
+    ]
+    for arguments, names in cases:
+        complaint = conlst(*arguments).complaint
+        assert complaint.startswith(f"conlst {arguments[0]}: "), arguments
+        assert names in complaint, complaint
+        assert not out.exists()
+
+
+def test_a_card_that_is_missing_is_named(source: dict[str, Any], tmp_path: Path) -> None:
+    card = tmp_path / "no-card.md"
+    ended = conlst("compact", "--model", source["model"], "--rank", 4, "--card", card, "--out", tmp_path / "starter")
+    assert "no-card.md" in ended.complaint
+
+
+def test_an_error_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "conlst.cli", "adapt", "--config", "nonesuch", "--source-model", "starter"]
+    command += ["--pool", "pool.tsv", "--language", "sw", "--out", str(tmp_path / "out")]
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith("conlst adapt: no configuration 'nonesuch'")
+    assert "xnli-e5-small" in ended.stderr
+
+
+def test_verbose_shows_where_an_error_came_from() -> None:
+    ended = conlst("--verbose", "compile", "--config", "nonesuch", "--image", "x")
+    assert ended.status == 1
+    assert "Traceback" in ended.err
+    assert ended.err.splitlines()[-1].startswith("conlst compile: ")

@@ -1,0 +1,267 @@
+"""The compiled pipeline: what Kubeflow is told to run, where, and what it may remember."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import compiler
+
+from conlst.contract.config import Config, config_from_json, load_config, profile_names
+from conlst.contract.errors import ConfigError
+from pipelines.adaptation import adaptation
+from pipelines.cluster import compile_for_cluster
+from pipelines.local import on_this_machine
+
+IMAGE = "registry.example:5000/team/conlst-train@sha256:" + "0a" * 32
+TRAINING = {"source-model", "calibrate", "self-train", "evaluate-zero-shot", "evaluate", "evaluate-2"}
+OTHERS = {"ingest", "ingest-2", "ingest-3", "ingest-4", "export", "register", "promote", "summarize"}
+_SECRET = re.compile("secret|passw|token(?!izers)|credential|access_?key|api_?key", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    file: Path
+    config: Config
+    pipeline: dict[str, Any]
+    kubernetes: dict[str, Any]
+
+    def tasks(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every task with its name, those inside loops too."""
+        for component in (self.pipeline["root"], *self.pipeline["components"].values()):
+            for name, task in component.get("dag", {}).get("tasks", {}).items():
+                if not name.startswith("for-loop"):
+                    yield name, task
+
+    def container(self, task: str) -> dict[str, Any]:
+        return self.pipeline["deploymentSpec"]["executors"][f"exec-{task}"]["container"]
+
+    def pod(self, task: str) -> dict[str, Any]:
+        return self.kubernetes["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{task}"]
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return list(yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    file = tmp_path_factory.mktemp("cluster") / "pipeline.yaml"
+    config = load_config("xnli-e5-small")
+    compile_for_cluster(config, file, IMAGE)
+    pipeline, kubernetes = documents(file)
+    return Compiled(file, config, pipeline, kubernetes)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    file = tmp_path_factory.mktemp("local") / "pipeline.yaml"
+    compiler.Compiler().compile(adaptation(on_this_machine(2)), str(file))
+    (pipeline,) = documents(file)
+    return Compiled(file, load_config("xnli-e5-small"), pipeline, {})
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a document, keys included."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_the_tasks_are_those_of_the_whole_way(cluster: Compiled, local: Compiled) -> None:
+    assert {name for name, _ in cluster.tasks()} == TRAINING | OTHERS
+    assert {name for name, _ in local.tasks()} == TRAINING | OTHERS
+    loop = cluster.pipeline["root"]["dag"]["tasks"]["for-loop-1"]
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--languages"}
+    assert loop["iteratorPolicy"]["parallelismLimit"] == 4
+
+
+def test_every_image_is_named_by_digest(cluster: Compiled) -> None:
+    images = [executor["container"]["image"] for executor in cluster.pipeline["deploymentSpec"]["executors"].values()]
+    assert len(images) == len(TRAINING | OTHERS)
+    assert set(images) == {IMAGE}
+    # nor does a tag stand anywhere else, the platform's document included
+    mentions = [text for text in (*strings(cluster.pipeline), *strings(cluster.kubernetes)) if "conlst-train" in text]
+    assert all("@sha256:" in text for text in mentions)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "conlst-train",
+        "registry.example/conlst-train:1.2",
+        "registry.example/conlst-train:latest",
+        "registry.example/conlst-train@sha256:abc",
+        "registry.example/conlst-train@sha256:" + "G" * 64,
+        "@sha256:" + "0" * 64,
+        IMAGE + "0",
+        "",
+    ],
+)
+def test_an_image_without_a_digest_is_refused(tmp_path: Path, image: str) -> None:
+    with pytest.raises(ConfigError, match="must name a digest"):
+        compile_for_cluster(load_config("demo"), tmp_path / "p.yaml", image)
+    assert not (tmp_path / "p.yaml").exists()
+
+
+def test_nothing_is_installed_at_run_time(cluster: Compiled, local: Compiled) -> None:
+    for compiled in (cluster, local):
+        for name in TRAINING | OTHERS:
+            command = " ".join(compiled.container(name)["command"])
+            assert "executor_main" in command
+            assert not re.search(r"pip3?\s+install|ensurepip|apt-get|curl|wget|uv pip", command), name
+
+
+@pytest.mark.parametrize("task", sorted(TRAINING))
+def test_training_tasks_ask_for_a_gpu_by_type_and_count(cluster: Compiled, task: str) -> None:
+    resources = cluster.container(task)["resources"]
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert resources["accelerator"]["resourceCount"] == "1"
+    pod = cluster.pod(task)
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
+    (shm,) = pod["emptyDirMounts"]
+    assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "2Gi")
+
+
+@pytest.mark.parametrize("task", sorted(OTHERS))
+def test_the_other_tasks_leave_the_gpus_alone(cluster: Compiled, task: str) -> None:
+    assert "accelerator" not in cluster.container(task)["resources"]
+    assert "tolerations" not in cluster.pod(task)
+
+
+@pytest.mark.parametrize("task", sorted(TRAINING | OTHERS))
+def test_every_pod_is_bounded_and_not_root(cluster: Compiled, task: str) -> None:
+    resources = cluster.container(task)["resources"]
+    assert {"resourceCpuLimit", "resourceCpuRequest", "resourceMemoryLimit", "resourceMemoryRequest"} <= resources.keys()
+    pod = cluster.pod(task)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert int(pod["securityContext"]["runAsUser"]) > 0
+    assert int(pod["activeDeadlineSeconds"]) > 0
+
+
+def test_every_task_is_tried_again(cluster: Compiled) -> None:
+    for name, task in cluster.tasks():
+        assert task["retryPolicy"]["maxRetryCount"] == 2, name
+
+
+def test_what_reads_the_world_or_changes_it_is_never_cached(cluster: Compiled, local: Compiled) -> None:
+    fresh = {name for name in TRAINING | OTHERS if name.startswith("ingest")}
+    fresh |= {"source-model", "calibrate", "self-train", "register", "promote"}
+    for compiled in (cluster, local):
+        cached = {name for name, task in compiled.tasks() if task["cachingOptions"].get("enableCache")}
+        assert cached.isdisjoint(fresh)
+        assert cached == (TRAINING | OTHERS) - fresh
+
+
+def test_secrets_come_from_the_cluster_and_never_as_a_parameter(cluster: Compiled) -> None:
+    definitions = [cluster.pipeline["root"], *cluster.pipeline["components"].values()]
+    names = {name for each in definitions for name in each.get("inputDefinitions", {}).get("parameters", {})}
+    assert {"config", "languages", "store"} <= names
+    assert not [name for name in names if _SECRET.search(name)]
+    for task in TRAINING | OTHERS:
+        assert not [entry["name"] for entry in cluster.container(task).get("env", []) if _SECRET.search(entry["name"])]
+        (secret,) = cluster.pod(task)["secretAsEnv"]
+        assert {entry["envVar"] for entry in secret["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+
+
+def test_the_configuration_has_no_place_for_a_secret() -> None:
+    def keys(value: dict[str, Any]) -> Iterator[str]:
+        for key, inner in value.items():
+            yield key
+            if isinstance(inner, dict):
+                yield from keys(inner)
+
+    found = set(keys(load_config("default").to_dict()))
+    assert "batch_tokens" in found
+    # these are tokens of text
+    assert not [key for key in found - {"batch_tokens"} if _SECRET.search(key)]
+
+
+def test_no_test_pair_reaches_a_training(cluster: Compiled) -> None:
+    roles = {
+        name: task["inputs"]["parameters"]["role"]["runtimeValue"]["constant"]
+        for name, task in cluster.tasks()
+        if name.startswith("ingest")
+    }
+    assert sorted(roles.values()) == ["pool", "source", "source_dev", "test"]
+    (test,) = [name for name, role in roles.items() if role == "test"]
+    readers = {
+        name
+        for name, task in cluster.tasks()
+        for given in task["inputs"].get("artifacts", {}).values()
+        if given.get("taskOutputArtifact", {}).get("producerTask") == test
+    }
+    assert readers == {"evaluate-zero-shot", "evaluate", "evaluate-2"}
+
+
+def test_what_is_promoted_is_what_was_registered(cluster: Compiled) -> None:
+    tasks = dict(cluster.tasks())
+    assert tasks["promote"]["inputs"]["parameters"]["version"]["taskOutputParameter"]["producerTask"] == "register"
+    served = tasks["register"]["inputs"]["artifacts"]
+    assert served["served"]["taskOutputArtifact"]["producerTask"] == "export"
+    assert tasks["export"]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]["producerTask"] == "self-train"
+    evaluated = served["evaluation"]["taskOutputArtifact"]["producerTask"]
+    assert tasks[evaluated]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]["producerTask"] == "self-train"
+
+
+def test_the_configuration_travels_as_one_parameter(cluster: Compiled) -> None:
+    parameters = cluster.pipeline["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == {"config", "languages", "store"}
+    assert config_from_json(parameters["config"]["defaultValue"]) == cluster.config
+    assert parameters["languages"]["defaultValue"] == list(cluster.config.languages)
+    assert "defaultValue" not in parameters["store"]
+
+
+@pytest.mark.parametrize("profile", [name for name in profile_names() if load_config(name).languages])
+def test_every_profile_compiles_small_and_carries_itself(tmp_path: Path, profile: str) -> None:
+    file = tmp_path / "p.yaml"
+    compile_for_cluster(load_config(profile), file, IMAGE)
+    assert file.stat().st_size < 200_000
+    parameters = documents(file)[0]["root"]["inputDefinitions"]["parameters"]
+    assert config_from_json(parameters["config"]["defaultValue"]) == load_config(profile)
+
+
+def test_compiling_again_in_another_process_gives_the_same_bytes(cluster: Compiled, tmp_path: Path) -> None:
+    again = tmp_path / "again.yaml"
+    command = [sys.executable, "-m", "conlst.cli", "compile", "--config", "xnli-e5-small", "--image", IMAGE, "--out", str(again)]
+    ended = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONHASHSEED": "4711"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"pipeline": str(again), "image": IMAGE}
+    assert again.read_bytes() == cluster.file.read_bytes()
+
+
+def test_a_profile_without_languages_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="default names no languages"):
+        compile_for_cluster(load_config("default"), tmp_path / "p.yaml", IMAGE)
+
+
+def test_components_hold_no_path_of_this_machine(cluster: Compiled, local: Compiled) -> None:
+    for compiled in (cluster, local):
+        assert str(Path(__file__).parents[1]) not in compiled.file.read_text()
+
+
+def test_the_same_components_run_locally_and_on_the_cluster(cluster: Compiled, local: Compiled) -> None:
+    for name in TRAINING | OTHERS:
+        for part in ("command", "args"):
+            assert cluster.container(name)[part] == local.container(name)[part]
