@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from conlst.contract.cache import cache_folder
 from conlst.contract.errors import ConfigError
 from conlst.runtime.onnx import CPU
 
@@ -26,7 +27,7 @@ class Settings:
 
     models: str = ""
     languages: str = ""
-    cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "conlst")
+    cache: Path = field(default_factory=cache_folder)
     max_pairs: int = 64
     max_characters: int = 4000
     max_body_bytes: int = 1_000_000

@@ -33,6 +33,7 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError
 
 from conlst.contract.artifacts import MANIFEST, FileEntry, Manifest, link_or_copy, sha256_of, verify
+from conlst.contract.cache import cache_folder
 from conlst.contract.errors import ArtifactError, BackendError
 
 log = logging.getLogger(__name__)
@@ -267,7 +268,7 @@ def _upload(client: Any, path: Path, target: Address, sha256: str) -> None:
 
 def _cached(client: Any, blob: Address, entry: FileEntry) -> Path:
     """Path of a blob in the local cache, whose bytes were checked just now."""
-    path = _cache_folder() / "blobs" / entry.sha256
+    path = cache_folder() / "blobs" / entry.sha256
     if path.is_file() and _is(path, entry):
         return path
     with _beside(path) as partial:
@@ -277,11 +278,6 @@ def _cached(client: Any, blob: Address, entry: FileEntry) -> Path:
         # folders hold further names of this very file: writing through one of them would alter all
         partial.chmod(0o444)
     return path
-
-
-def _cache_folder() -> Path:
-    configured = os.environ.get("CONLST_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "conlst"
 
 
 def _is(path: Path, entry: FileEntry) -> bool:
