@@ -48,6 +48,8 @@ _STYLE: dict[str, Any] = {
 }
 # without these, a file holds the moment it was made or matplotlib's version
 _METADATA: dict[str, dict[str, None]] = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
+# left to itself, a locator of integers counts pairs in steps of 8 or 150
+_WHOLE: dict[str, Any] = {"integer": True, "steps": (1, 2, 5, 10)}
 _percent = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
 _tenths = FuncFormatter(lambda value, _: f"{100 * value:.1f} %")
 _thousands = FuncFormatter(lambda value, _: f"{value:,.0f}")
@@ -93,7 +95,7 @@ def reliability_diagram(evaluation: Mapping[str, Any], path: Path, *, language: 
         )
         lower.bar_label(counts, labels=[f"{row['count']:,}" for row in rows], fontsize=8, padding=2)
         lower.margins(y=0.25)
-        lower.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        lower.yaxis.set_major_locator(MaxNLocator(3, **_WHOLE))
         lower.yaxis.set_major_formatter(_thousands)
         lower.set(xlabel="confidence", ylabel="pairs", xlim=(start, 1))
         lower.xaxis.set_major_formatter(_percent)
@@ -118,7 +120,7 @@ def noise_histograms(comparison: Mapping[str, Any], path: Path, *, language: str
             panel.xaxis.set_major_formatter(_percent)
             panel.grid(visible=False, axis="x")
         axes[0].set_ylabel("pairs")
-        axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0].yaxis.set_major_locator(MaxNLocator("auto", **_WHOLE))
         axes[0].yaxis.set_major_formatter(_thousands)
         _legend_below(figure, axes[0].get_legend_handles_labels()[0])
     return path
@@ -202,7 +204,7 @@ def accuracy_along_training(curve: Sequence[tuple[int, float]], path: Path, *, n
         axes.plot(steps, values, color=_AFTER, marker="o", markersize=4, linewidth=2, label="during training")
         axes.set(xlabel="optimiser step", ylabel="accuracy")
         axes.margins(y=0.15)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", **_WHOLE))
         axes.yaxis.set_major_formatter(_tenths)
         _legend_below(figure, axes.get_legend_handles_labels()[0])
     return path
