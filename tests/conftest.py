@@ -1,6 +1,7 @@
 """Servers that a test session shares, started when the first test asks for them."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,14 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     cache = str(tmp_path_factory.mktemp("cache"))
     with environment({"CONLST_CACHE": cache}, ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_floats() -> Iterator[None]:
+    """Training flushes denormal numbers to zero in its whole process, which other tests' arithmetic must not see."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
