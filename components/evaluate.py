@@ -59,6 +59,8 @@ def evaluate(
     out = Path(evaluation.path)
     with recorded(checked, job, language, stage, evaluation.path) as run:
         result = evaluate_model(checked, Path(model.path), Path(test.path), language, out, Path(before.path))
+        for band in result["bands"]:
+            run.metrics({f"{band['band']}/{name}": band[name] for name in ("count", "accuracy") if band[name] is not None})
         for figure in sorted((out / "figures").iterdir()):
             run.figure(figure)
     for name in ("n", "accuracy", "macro_f1", "ece"):

@@ -14,7 +14,7 @@ from conlst.platform import tracking
 def recorded(config: Config, job: str, language: str, stage: str, out: str) -> Iterator[tracking.Run]:
     """An MLflow run for one stage of one language, below the run of the pipeline.
 
-    A task that is tried again continues its run. The digest and the parents of what the stage published become tags.
+    A task that is tried again continues its run. The manifest of what the stage published, with its parents, is attached.
 
     Args:
         job: the pipeline run's id.

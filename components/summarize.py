@@ -6,8 +6,8 @@ from components.base import component
 
 
 @component
-def summarize(decisions: list, table: dsl.Output[dsl.Markdown]) -> str:
-    """Collect the gate's decisions into one table.
+def summarize(config: str, job: str, decisions: list, table: dsl.Output[dsl.Markdown]) -> str:
+    """Collect the gate's decisions into one table, and end the run of the whole pipeline in MLflow.
 
     Returns:
         The decisions as one JSON list.
@@ -15,10 +15,18 @@ def summarize(decisions: list, table: dsl.Output[dsl.Markdown]) -> str:
     import json
     from pathlib import Path
 
+    from conlst.contract.config import config_from_json
+    from conlst.platform import tracking
+
     rows = [json.loads(decision) for decision in decisions]
     lines = ["| language | version | promoted | why |", "|---|---|---|---|"]
     lines += [
         f"| {r['language']} | {r['version']} | {'yes' if r['promoted'] else 'no'} | {'; '.join(r['reasons'])} |" for r in rows
     ]
     Path(table.path).write_text("\n".join(lines) + "\n")
+    checked = config_from_json(config)
+    params = {"config": checked.name, "config_digest": checked.digest, "languages": ",".join(r["language"] for r in rows)}
+    with tracking.run(job, experiment="conlst", folder=Path(f"{table.path}.untracked"), key=job, params=params) as run:
+        run.metrics({f"promoted/{row['language']}": float(row["promoted"]) for row in rows})
+        run.artifact(Path(table.path))
     return json.dumps(rows)

@@ -93,13 +93,17 @@ def evaluate(options: argparse.Namespace) -> Result:
 
 def export(options: argparse.Namespace) -> Result:
     from conlst.contract.artifacts import read_manifest
+    from conlst.data.sources import sample_languages
     from conlst.stages import folders
 
     config = _config(options)
     work = _work(options.out)
     model = folders.resolve_source_model(_one_local(options.model, work), work / "starter")
     language = read_manifest(model).meta.get("language", "en")
-    folders.ingest(config, "test", _local([options.data or f"sample:{language}"], work), language, work / "pairs")
+    # any text will do to compare torch with ONNX, the model's own language is best
+    pairs_language = language if language in sample_languages() or options.data else "en"
+    sources = _local([options.data or f"sample:{pairs_language}"], work)
+    folders.ingest(config, "test", sources, pairs_language, work / "pairs")
     difference = folders.export_model(config, model, work / "pairs", options.out)
     return {"model": str(options.out), "language": language, "parity": difference}
 
@@ -160,6 +164,12 @@ def compile_pipeline(options: argparse.Namespace) -> Result:
 
     compile_for_cluster(_config(options), options.out, options.image)
     return {"pipeline": str(options.out), "image": options.image}
+
+
+def replay(options: argparse.Namespace) -> Result:
+    from conlst.platform import tracking
+
+    return {"sent": tracking.replay(options.folder)}
 
 
 def promote(options: argparse.Namespace) -> Result:
@@ -271,7 +281,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("export", export, "write a model as ONNX, refused unless it answers as torch does", "default")
     sub.add_argument("--model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
-    sub.add_argument("--data", metavar="FILE", help="pairs to compare on (default: the sample of the model's language)")
+    sub.add_argument(
+        "--data", metavar="FILE", help="pairs to compare on (default: the sample of the model's language, or of English)"
+    )
     sub.add_argument("--out", type=Path, required=True, help="folder to serve")
 
     sub = commands.add_parser("compact", help="keep a source model as low-rank differences from its backbone, to ship it")
@@ -292,6 +304,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("rollback", help="restore the champion that the present one replaced", allow_abbrev=False)
     sub.set_defaults(command=rollback)
     sub.add_argument("--language", required=True)
+
+    sub = commands.add_parser(
+        "replay", help="send to MLflow what a run kept while the tracking server was away", allow_abbrev=False
+    )
+    sub.set_defaults(command=replay)
+    sub.add_argument("folder", type=Path, help="a folder NAME.untracked")
 
     sub = commands.add_parser("serve", help="serve champions from the registry, or given folders", allow_abbrev=False)
     sub.set_defaults(command=serve)

@@ -84,7 +84,7 @@ def adaptation(place: Placement) -> BaseComponent:
             decision = place.serve(promote(config=config, language=language, version=released.output))
             decision.set_caching_options(False)
 
-        return place.serve(summarize(decisions=dsl.Collected(decision.output))).outputs["Output"]
+        return place.serve(summarize(config=config, job=job, decisions=dsl.Collected(decision.output))).outputs["Output"]
 
     return conlst
 

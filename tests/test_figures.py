@@ -103,7 +103,7 @@ def test_a_png_is_a_picture_on_white(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", DRAWINGS)
 def test_an_unknown_protocol_is_refused_before_a_file_is_there(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'magic' is not one of zero-shot, inductive, transductive"):
+    with pytest.raises(ConfigError, match="'magic' is not one of supervised, zero-shot, inductive, transductive"):
         DRAWINGS[kind](tmp_path / "figure.svg", language="sw", protocol="magic")
     assert not list(tmp_path.iterdir())
 

@@ -190,7 +190,7 @@ def _task_environment(folder: Path) -> tuple[list[Object], Object]:
 
     @dsl.pipeline
     def one_task() -> None:
-        on_cluster("registry/conlst-train@sha256:" + "0" * 64).serve(summarize(decisions=[]))
+        on_cluster("registry/conlst-train@sha256:" + "0" * 64).serve(summarize(config="{}", job="1", decisions=[]))
 
     compiler.Compiler().compile(one_task, str(folder / "one.yaml"))
     _, platform = yaml.safe_load_all((folder / "one.yaml").read_text())

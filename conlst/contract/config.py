@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class Backbone(Section):
-    """The multilingual encoder.
+    """The multilingual encoder that stage 0 begins with. A source model carries its own from then on.
 
     Attributes:
         name: ``embedded:e5-small``, a local folder in Hugging Face form, or ``hub:<id>`` with a ``revision``.
@@ -58,7 +58,7 @@ class Data(Section):
 
     Attributes:
         source_dev: labelled English pairs, to measure stage 0 on.
-        pools: unlabelled target pairs (labels in them are never read by a training stage).
+        pools: unlabelled target pairs. Labels in them train and decide nothing; reports count how many pseudo-labels were right.
         tests: labelled target pairs, for evaluation only.
         genres: keep only these genres of the source data; empty keeps all.
         max_bad_share: the ingest fails when more rows than this share are set aside.

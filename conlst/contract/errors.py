@@ -25,6 +25,10 @@ class BackendError(ConlstError):
     """A service or program outside conlst that is missing or failed."""
 
 
+class UnsupportedDirection(BackendError):
+    """A translation backend that works, but not between these languages."""
+
+
 class TrainingError(ConlstError):
     """A training run that must not go on."""
 

@@ -108,13 +108,19 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
+def sample_languages() -> list[str]:
+    """Languages of the shipped sample."""
+    return sorted(path.stem for path in _sample_folder().glob("*.tsv"))
+
+
+def _sample_folder() -> Path:
+    return Path(str(resources.files("conlst.data") / "sample"))
+
+
 def _sample(language: str) -> Iterator[Row]:
-    folder = Path(str(resources.files("conlst.data") / "sample"))
-    path = folder / f"{language}.tsv"
-    known = sorted(path.stem for path in folder.glob("*.tsv"))
-    if language not in known:
-        raise DataError(f"there is no sample for {language!r}; there are {', '.join(known)}")
-    return ({**row, "language": language} for row in read_tsv(path))
+    if language not in sample_languages():
+        raise DataError(f"there is no sample for {language!r}; there are {', '.join(sample_languages())}")
+    return ({**row, "language": language} for row in read_tsv(_sample_folder() / f"{language}.tsv"))
 
 
 def _hub(address: str, language: str) -> Iterator[Row]:

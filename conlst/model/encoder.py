@@ -45,12 +45,12 @@ class PairClassifier(nn.Module):
         return (hidden * weight).sum(1) / weight.sum(1)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Class logits ``[batch, 3]`` of pooled embeddings, in the order of :class:`conlst.contract.labels.Label`."""
-        return self.classifier(self.dropout(pooled))
+        """Class logits ``[batch, 3]`` float32 of pooled embeddings, in the order of :class:`conlst.contract.labels.Label`."""
+        return _in_float32(self.classifier, self.dropout(pooled))
 
     def project(self, pooled: Tensor) -> Tensor:
-        """Representations ``h`` of the contrastive space, ``[batch, projection]``."""
-        return self.projector(pooled)
+        """Representations ``h`` of the contrastive space, ``[batch, projection]`` float32."""
+        return _in_float32(self.projector, pooled)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.classify(self.encode(ids, mask))
@@ -81,3 +81,9 @@ class PairClassifier(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.embeddings.device
+
+
+def _in_float32(head: nn.Linear, pooled: Tensor) -> Tensor:
+    # distances and confidences are differences of near numbers: whatever the autocast, 8 bits do not carry them
+    with torch.autocast(pooled.device.type, enabled=False):
+        return head(pooled.float())

@@ -109,7 +109,7 @@ def promote(language: str, version: int, gate: Gate) -> Decision:
         if before is not None and before.version == version:
             return Decision(True, (f"version {version} already is the champion",))
         _check(candidate.uri, candidate.digest)
-        decision = decide(candidate.metrics, before.metrics if before else None, gate)
+        decision = _incomparable(candidate, before) or decide(candidate.metrics, before.metrics if before else None, gate)
         _tag(client, candidate, decision=canonical_json(asdict(decision)), decided_at=_now())
         if decision.promote:
             _move_champion(client, candidate, before)
@@ -152,6 +152,22 @@ def resolve_champions(languages: Iterable[str] | None = None) -> dict[str, Versi
     if missing and languages is not None:
         raise RegistryError(f"no champion for {', '.join(missing)}; promote a version or do not ask for these languages")
     return {language: version for language, version in found.items() if version is not None}
+
+
+def _incomparable(candidate: Version, champion: Version | None) -> Decision | None:
+    """Refuse to compare accuracies that were measured on other pairs or under another protocol."""
+    if champion is None:
+        return None
+    other = [name for name in ("protocol", "test") if candidate.tags.get(name) != champion.tags.get(name)]
+    if not other:
+        return None
+    return Decision(
+        False,
+        tuple(
+            f"{name} {candidate.tags.get(name)} is not the champion's {champion.tags.get(name)}: evaluate both alike first"
+            for name in other
+        ),
+    )
 
 
 def _move_champion(client: MlflowClient, candidate: Version, before: Version | None) -> None:

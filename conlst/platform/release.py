@@ -35,6 +35,6 @@ def release(config: Config, job: str, language: str, store: str, served: Path, e
         "config_digest": config.digest,
         "code": manifest.code,
         "model_digest": manifest.parents["model"],
-        "test_digest": measured.parents["pairs"],
+        "test": measured.meta["fingerprint"],
     }
     return registry.register(language, uri, manifest.digest, metrics=metrics, tags=tags)

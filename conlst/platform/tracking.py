@@ -320,7 +320,7 @@ def _send_kept(folder: Path, uri: str, seconds: float) -> int:
         _rewrite(spool, events[sent:])
         raise BackendError(
             f"the tracking server {uri} took {sent} of {len(events)} events ({error}); the rest is kept in {spool}, "
-            f"send it with conlst.platform.tracking.replay"
+            f"send it with conlst replay {folder}"
         ) from error
     spool.unlink(missing_ok=True)
     shutil.rmtree(folder / _COPIES, ignore_errors=True)

@@ -16,16 +16,19 @@ from conlst.reports.metrics import compare, evaluate_probabilities
 from conlst.reports.page import evaluation_markdown, evaluation_page
 
 KIND = "evaluation"
+SOURCE_LANGUAGE = "en"
 _PREDICTIONS = "predictions.safetensors"
 _HEADLINE = ("language", "protocol", "n", "accuracy", "macro_f1", "ece")
 
 
-def protocol_of(texts: Tensor, seen: dict[str, Tensor], where: str) -> Protocol:
+def protocol_of(texts: Tensor, seen: dict[str, Tensor], language: str, adapted_to: str | None, where: str) -> Protocol:
     """Name the protocol of an evaluation by what the model has been trained on.
 
     Args:
         texts: ``[n]`` int64 hashes of the evaluated texts.
         seen: the model's ``source`` and ``pool`` hashes.
+        language: of the texts.
+        adapted_to: the model's own language; ``en`` for a source model.
 
     Raises:
         DataError: if a text was trained on with its label.
@@ -35,9 +38,11 @@ def protocol_of(texts: Tensor, seen: dict[str, Tensor], where: str) -> Protocol:
         raise DataError(
             f"{len(leaked)} of {len(tested)} pairs of {where} were trained on with labels; take them out of the source"
         )
-    if "pool" not in seen:
-        return "zero-shot"
-    return "transductive" if tested & set(seen["pool"].tolist()) else "inductive"
+    if "pool" in seen and tested & set(seen["pool"].tolist()):
+        return "transductive"
+    if language == SOURCE_LANGUAGE:
+        return "supervised"
+    return "inductive" if "pool" in seen and adapted_to == language else "zero-shot"
 
 
 def publish_evaluation(

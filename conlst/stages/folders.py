@@ -1,7 +1,7 @@
 """The stages between artifact folders: read and verify, run, publish. This is what components and the command line call.
 
 Every function leaves either a complete folder or none, and may be called again after a crash: a training goes on from its last
-checkpoint, kept beside the output.
+checkpoint, kept beside the output: a retry that sees the same folder goes on, one in a new pod begins its stage again.
 """
 
 import json
@@ -20,7 +20,8 @@ from torch import Tensor
 from conlst.contract.artifacts import MANIFEST, canonical_json, link_or_copy, read_manifest, republish, verify
 from conlst.contract.cache import cache_folder
 from conlst.contract.config import Compute, Config
-from conlst.contract.errors import ConfigError, DataError
+from conlst.contract.errors import ConfigError, DataError, UnsupportedDirection
+from conlst.contract.labels import NAMES
 from conlst.data.backtranslation import TranslationCache, back_translate, open_backend
 from conlst.data.pairs import check_no_leak, fingerprint, read_pairs, require_labels, text_hash, write_pairs
 from conlst.data.sources import load_source
@@ -173,13 +174,12 @@ def self_train_model(
 ) -> None:
     """Stage 2: publish ``model`` self-trained on the pool of ``language``, unless ``out`` is that already."""
     target, english = read_pairs(pool), source_pairs(model, source, config)
-    parents = _parents(model, pool, english)
+    translated = _translated(config, target, language)
+    parents = _parents(model, pool, english) | ({"translated": fingerprint(translated)} if translated else {})
     if _is_made_from(out, config, parents):
         return
     start = load_model(model)
-    translated = _translated(config, target, language)
-    views = fingerprint(translated) if translated else None
-    checkpoints = _checkpoints(config, out, "selftrain", [config.selftrain.model_dump(), parents, views])
+    checkpoints = _checkpoints(config, out, "selftrain", [config.selftrain.model_dump(), parents])
     rounds = self_train(
         start.classifier,
         _tokens(target, start),
@@ -203,6 +203,9 @@ def self_train_model(
                 "losses": done.losses,
             }
         )
+    if sink:
+        for number, done in enumerate(history["rounds"]):
+            sink(_round_metrics(done), number)
     _save_adapted(start, model, target, english, parents, language, out, config, "selftrain", history)
     checkpoints.discard()
 
@@ -214,13 +217,12 @@ def evaluate_model(
     loaded = load_model(model)
     tested = read_pairs(pairs)
     require_labels(tested, str(pairs))
-    protocol = protocol_of(_hashes(tested), loaded.seen, str(pairs))
-    logits = predict_logits(
-        loaded.classifier.move_to(set_up_compute(config.compute)),
-        _tokens(tested, loaded),
-        config.compute,
-        config.evaluate.batch_tokens,
-    )
+    adapted_to = read_manifest(model).meta.get("language")
+    protocol = protocol_of(_hashes(tested), loaded.seen, language, adapted_to, str(pairs))
+    # in float32, as the exported model answers
+    compute = config.compute.model_copy(update={"precision": "fp32"})
+    classifier = loaded.classifier.move_to(set_up_compute(compute))
+    logits = predict_logits(classifier, _tokens(tested, loaded), compute, config.evaluate.batch_tokens)
     parents = {"model": loaded.digest, "pairs": read_manifest(pairs).digest}
     return publish_evaluation(
         out,
@@ -280,7 +282,11 @@ def _translated(config: Config, pool: Dataset, language: str) -> Dataset | None:
     if pivot == language:
         raise ConfigError(f"selftrain.back_translation.pivots sends {language} through itself; name another language")
     cache = TranslationCache(cache_folder() / "translations.sqlite")
-    return back_translate(pool, language, pivot, open_backend(settings.backend), cache)
+    try:
+        return back_translate(pool, language, pivot, open_backend(settings.backend), cache)
+    except UnsupportedDirection as error:
+        log.warning("%s trains without the back-translation view: %s", language, error)
+        return None
 
 
 def _save_adapted(
@@ -344,6 +350,15 @@ def _hashes(pairs: Dataset) -> Tensor:
 def _accuracy(model: Model, pairs: Dataset, config: Config) -> float:
     logits = predict_logits(model.classifier, _tokens(pairs, model), config.compute, config.evaluate.batch_tokens)
     return (logits.argmax(1) == _labels(pairs)).float().mean().item()
+
+
+def _round_metrics(done: dict[str, Any]) -> dict[str, float]:
+    metrics = {"selftrain/changed": done["changed"]}
+    for label, name in enumerate(NAMES):
+        metrics |= {f"selftrain/bar/{name}": done["bars"][label], f"selftrain/selected/{name}": done["selected"][label]}
+        if done["precision"] and done["precision"][label] is not None:
+            metrics[f"selftrain/precision/{name}"] = done["precision"][label]
+    return metrics
 
 
 def _precision(pool: Dataset, selected: Tensor, pseudo: Tensor) -> list[float | None] | None:

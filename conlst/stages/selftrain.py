@@ -109,7 +109,8 @@ def self_train(
             losses.append(trainer.update(loss, indices.tolist()))
             if progress:
                 terms = {"loss": losses[-1], "supervised": supervised.item(), "unsupervised": unsupervised.item()}
-                progress.step(trainer.step, len(plan), len(indices), terms)
+                earlier = sum(len(done.losses) for done in rounds)
+                progress.step(earlier + trainer.step, earlier + len(plan), len(indices), terms)
             if trainer.checkpoint_due():
                 trainer.save({"q": q}, {"rounds": [vars(done) for done in rounds], "losses": losses})
         rounds.append(Round(bars.tolist(), pseudo.tolist(), selected.tolist(), changed, losses))

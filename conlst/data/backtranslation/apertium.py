@@ -7,7 +7,7 @@ import subprocess
 from functools import cached_property
 from pathlib import Path
 
-from conlst.contract.errors import BackendError
+from conlst.contract.errors import BackendError, UnsupportedDirection
 
 # language data is named by either code, by the age of the package: fr-es, but eng-spa
 _ISO_639_3 = {
@@ -83,7 +83,7 @@ class Apertium:
         package = _PACKAGES.get(frozenset({source, target}))
         hint = f"apt-get install {package}" if package else "choose a pivot that Apertium translates to"
         installed = ", ".join(self._modes) or "none"
-        raise BackendError(f"apertium has no mode {names[-1]} (installed: {installed}); {hint}")
+        raise UnsupportedDirection(f"apertium has no mode {names[-1]} (installed: {installed}); {hint}")
 
     def _run(self, *options: str, given: str = "") -> str:
         try:

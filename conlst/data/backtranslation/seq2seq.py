@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from conlst.contract.artifacts import sha256_of
-from conlst.contract.errors import BackendError
+from conlst.contract.errors import BackendError, UnsupportedDirection
 
 # the XNLI languages, and Indonesian; mBART-50 was trained on neither Greek nor Bulgarian
 _CODES = {
@@ -91,7 +91,9 @@ class Seq2Seq:
     def _code(self, language: str) -> str:
         code = _CODES.get(language)
         if code is None:
-            raise BackendError(f"mBART-50 does not translate {language!r}, only {', '.join(_CODES)}; use another backend for it")
+            raise UnsupportedDirection(
+                f"mBART-50 does not translate {language!r}, only {', '.join(_CODES)}; use another backend for it"
+            )
         if self._tokenizer.convert_tokens_to_ids(code) in (None, self._tokenizer.unk_token_id):
             raise BackendError(f"{self.name} has no token {code}: it is not a model of mBART-50's shape")
         return code
