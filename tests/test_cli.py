@@ -296,3 +296,9 @@ def test_verbose_shows_where_an_error_came_from() -> None:
     assert ended.status == 1
     assert "Traceback" in ended.err
     assert ended.err.splitlines()[-1].startswith("conlst compile: ")
+
+
+def test_nothing_to_replay_is_a_clean_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "MLFLOW_TRACKING_URI" in conlst("replay", tmp_path).complaint
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert conlst("replay", tmp_path).result == {"sent": 0}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from conlst.cli import main
 from conlst.contract.artifacts import read_manifest, verify
 from conlst.contract.config import Config, config_from_dict
-from conlst.contract.errors import ArtifactError, ConfigError, ConlstError, DataError
+from conlst.contract.errors import ArtifactError, ConfigError, ConlstError, DataError, UnsupportedDirection
 from conlst.data.pairs import fingerprint, read_pairs
 from conlst.model.folder import load_model
 from conlst.stages import folders
@@ -557,3 +557,48 @@ def test_adapt_killed_again_and_again_ends_with_the_digest_of_a_straight_run(
     assert digest(tmp_path / "broken.work" / "calibrated") == digest(tmp_path / "straight.work" / "calibrated")
     assert not calibration.exists()
     assert not self_training.exists()
+
+
+def test_english_is_supervised_and_another_language_than_the_model_s_is_zero_shot(
+    world: World, adapted: Path, tmp_path: Path
+) -> None:
+    pairs = ingest(world.config(), tiny_pairs(30, 41), "test", tmp_path / "pairs")
+    for language, protocol in (("en", "supervised"), ("sw", "inductive"), ("fr", "zero-shot")):
+        result = folders.evaluate_model(world.config(), adapted, pairs, language, tmp_path / language)
+        assert result["protocol"] == protocol
+
+
+def translations_through(file: Path, rows: Rows, there: str) -> str:
+    """A TSV backend that goes to ``there`` and back for every text of ``rows``."""
+    lines = ["source_text\ttarget_text\tsource_language\ttarget_language"]
+    for text in {row[side] for row in rows for side in ("premise", "hypothesis")}:
+        lines += [f"{text}\t{there} {text}\tsw\ten", f"{there} {text}\t{there} {text}\ten\tsw"]
+    file.write_text("\n".join(lines) + "\n")
+    return f"tsv:{file}"
+
+
+def test_other_translations_make_another_model(world: World, calibrated: Path, tmp_path: Path) -> None:
+    def train(there: str) -> str:
+        backend = translations_through(tmp_path / f"{there}.tsv", POOL, there)
+        config = world.config(selftrain={"back_translation": {"backend": backend}})
+        folders.self_train_model(config, calibrated, world.pairs("pool"), "sw", tmp_path / "out")
+        assert history(tmp_path / "out")["selftrain"]["back_translation"]
+        return digest(tmp_path / "out")
+
+    assert train("cat") != train("dog")
+
+
+def test_a_language_that_the_backend_lacks_trains_without_that_view(
+    world: World, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Lacking:
+        name, version = "lacking", "1"
+
+        def translate(self, texts: list[str], source: str, target: str) -> list[str]:  # noqa: ARG002
+            raise UnsupportedDirection(f"no {source}")
+
+    monkeypatch.setattr(folders, "open_backend", lambda _spec: Lacking())
+    config = world.config(selftrain={"back_translation": {"backend": "seq2seq:x"}})
+    folders.self_train_model(config, calibrated, world.pairs("pool"), "sw", tmp_path / "out")
+    assert not history(tmp_path / "out")["selftrain"]["back_translation"]
+    assert "trains without the back-translation view: no sw" in caplog.text

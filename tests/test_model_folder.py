@@ -206,3 +206,11 @@ def test_another_kind_of_folder_and_none_at_all_are_refused(tmp_path: Path) -> N
         load_model(tmp_path / "pairs")
     with pytest.raises(ArtifactError, match="never published"):
         load_model(tmp_path / "nothing")
+
+
+def test_both_heads_answer_in_float32_whatever_the_autocast(published: Path) -> None:
+    classifier = load_model(published).classifier
+    pooled = torch.randn(4, classifier.config.hidden_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert classifier.classify(pooled).equal(classifier.classifier(pooled.float()).float()) is False
+        assert classifier.classify(pooled).dtype == classifier.project(pooled).dtype == torch.float32

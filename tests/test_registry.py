@@ -263,3 +263,17 @@ def test_over_real_servers(s3, mlflow_uri, tmp_path, monkeypatch):
     assert registry.champion("tr").version == 1
     with pytest.raises(RegistryError, match="nli-tr has no version 9"):
         registry.promote("tr", 9, GATE)
+
+
+@pytest.mark.parametrize("other", [{"protocol": "inductive"}, {"test": "f2"}])
+def test_accuracies_of_another_protocol_or_test_are_not_compared(client, push, other) -> None:  # noqa: ARG001
+    alike = {"protocol": "transductive", "test": "f1"}
+    first = registry.register("sw", *push("first"), metrics=GOOD, tags=alike)
+    assert registry.promote("sw", first, GATE).promote
+    better = registry.register("sw", *push("better"), metrics=GOOD | {"accuracy": 0.9}, tags=alike | other)
+
+    decision = registry.promote("sw", better, GATE)
+
+    assert not decision.promote
+    assert "is not the champion's" in decision.reasons[0]
+    assert registry.champion("sw").version == first
