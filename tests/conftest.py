@@ -5,10 +5,14 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from pipelines.local_services import S3Service
 from services import environment, pretended_s3, real_mlflow, real_s3
 
+# the deadline of one example measures the machine
+settings.register_profile("conlst", deadline=None)
+settings.load_profile("conlst")
 # before a test module imports onnxruntime by itself
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
