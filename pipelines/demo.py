@@ -101,10 +101,9 @@ def _run(root: Path, bucket: str) -> None:
 
     console.rule("5  what came of it")
     console.print(_table(result["decisions"]))
-    console.print("   A demonstration on 180 self-written pairs a language, transductive: it shows the way,")
-    console.print("   not the worth of the method.\n")
+    console.print("   180 self-written pairs a language: this shows the way, not the worth of the method.\n", soft_wrap=True)
     for what, where in (
-        ("pages", f"{root}/artifacts/*/*/evaluate-2/page"),
+        ("pages", f"{root}/artifacts/*/*/evaluate-2/evaluation/page.html"),
         ("figures", f"{root}/artifacts/*/*/evaluate-2/evaluation/figures"),
         ("MLflow", f".venv/bin/mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db"),
         ("served page", "the endpoint's / while it runs, see .venv/bin/conlst serve --help"),
