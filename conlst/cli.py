@@ -4,11 +4,10 @@ import argparse
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from conlst import __version__
 from conlst.contract.config import Config, load_config
@@ -37,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     options = _parser().parse_args(arguments)
     set_up_logging(options.verbose)
+    # threads that spin for work starve what else the machine does; read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         result = options.command(options)
     except ConlstError as error:
@@ -192,18 +193,15 @@ def rollback(options: argparse.Namespace) -> Result:
     return {"language": options.language, "champion": version.version, "uri": version.uri}
 
 
-def serve(options: argparse.Namespace) -> Result:
+def serve(options: argparse.Namespace) -> NoReturn:
     environment = dict(os.environ)
     if options.model:
         environment["CONLST_MODELS"] = ",".join(options.model)
     if options.language:
         environment["CONLST_LANGUAGES"] = ",".join(options.language)
     command = [sys.executable, "-m", "serving", "--host", options.host, "--port", str(options.port)]
-    # BentoML takes the signals; its end is ours
-    status = subprocess.run(command, env=environment, check=False).returncode
-    if status:
-        raise ConlstError(f"bentoml serve ended with status {status}; its log says why")
-    return {"served": options.port}
+    # the server takes this process' place, and so its signals
+    os.execve(sys.executable, command, environment)
 
 
 def _config(options: argparse.Namespace) -> Config:

@@ -17,6 +17,7 @@ import pytest
 
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.labels import NAMES
+from pipelines.local_services import free_port
 from served import CANARY, CHECKOUT, MANY, ONE, Bomb, expected
 from serving.openapi import openapi_document
 from tiny_onnx import PAIRS, tiny_onnx_folder
@@ -201,3 +202,17 @@ def test_the_bento_holds_all_that_the_service_imports(tmp_path):
         check=True,
     )
     assert found.stdout.strip() == str(source / "conlst" / "__init__.py")
+
+
+def test_the_command_gives_its_place_and_its_signals_to_the_server(tmp_path: Path) -> None:
+    folder = tiny_onnx_folder(tmp_path / "sw")
+    command = [sys.executable, "-m", "conlst.cli", "serve", "--model", f"sw={folder}", "--port", str(free_port())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while "bentoml" not in Path(f"/proc/{process.pid}/cmdline").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "bentoml" in Path(f"/proc/{process.pid}/cmdline").read_text()
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)

@@ -196,8 +196,10 @@ def _check(uri: str, digest: str) -> None:
         if named != digest:
             raise RegistryError(f"{uri} is not the folder of digest {digest}; register the address that its push returned")
         objects.check_folder(uri)
-    except (ArtifactError, BackendError) as error:
+    except ArtifactError as error:
         raise RegistryError(f"the folder of this version cannot be trusted: {error}") from error
+    except BackendError as error:
+        raise RegistryError(f"the folder of this version cannot be checked: {error}") from error
 
 
 def _aliased(client: MlflowClient, name: str, alias: str) -> Version | None:
