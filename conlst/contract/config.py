@@ -92,6 +92,7 @@ class Optimisation(Section):
         warmup: share of the steps in which the rate rises linearly; it then falls linearly to zero.
         batch_tokens: budget of padded tokens in a batch.
         max_grad_norm: gradients are scaled down to this norm.
+        ema: decay of an exponential moving average of the weights, which the stage ends with; 0 keeps the last weights.
     """
 
     lr: float = Field(gt=0)
@@ -100,19 +101,107 @@ class Optimisation(Section):
     weight_decay: float = Field(0.0, ge=0)
     batch_tokens: int = Field(1024, ge=16)
     max_grad_norm: float = Field(1.0, gt=0)
+    ema: float = Field(0.0, ge=0, lt=1)
+
+
+class Masking(Section):
+    """Strong view: replace this share of a pair's pieces by the mask token."""
+
+    share: float = Field(0.15, gt=0, lt=1)
+
+
+class R3F(Section):
+    """Keep the prediction when the input embeddings are perturbed (Aghajanyan et al., 2021).
+
+    Attributes:
+        weight: of the symmetric KL divergence between the two predictions.
+        eps: the noise is uniform in [-eps, eps] or normal with this standard deviation.
+    """
+
+    weight: float = Field(1.0, gt=0)
+    eps: float = Field(1e-5, gt=0)
+    noise: Literal["uniform", "normal"] = "uniform"
+
+
+class Perturbation(Section):
+    """RS-RP: learn from randomly perturbed input embeddings (Huang et al., 2021); ``sigma`` is the noise's standard deviation."""
+
+    sigma: float = Field(0.01, gt=0)
+
+
+class Synonyms(Section):
+    """RS-DA: learn from copies whose words are replaced by synonyms (Huang et al., 2021).
+
+    Attributes:
+        table: ``wordnet:<folder of WordNet's database>`` or a TSV of a word and its neighbours, separated by spaces.
+        copies: perturbed copies of each training pair, beside the pair itself.
+    """
+
+    table: str
+    copies: int = Field(3, ge=1)
+
+
+class EptApt(Section):
+    """Push the embeddings of a pair and its synonym copy apart, pull their attention together, learn both (Ding et al., 2022).
+
+    Attributes:
+        synonyms: table of the synonyms, as :class:`Synonyms` has it.
+        push: weight of the embedding push. Embeddings must not be frozen for it to teach anything.
+        pull: weight of the attention pull at ``layer``.
+        robust: weight of the cross-entropy on the copy.
+    """
+
+    synonyms: str
+    push: float = Field(0.1, ge=0)
+    pull: float = Field(1.0, ge=0)
+    robust: float = Field(1.0, ge=0)
+    layer: int = Field(5, ge=0)
+
+
+class MetaLearning(Section):
+    """X-MAML after fine-tuning: learn to adapt to auxiliary languages (Nooralahzadeh et al., 2020).
+
+    Attributes:
+        languages: auxiliary languages with labelled pairs; never languages whose results are reported.
+        inner_lr: rate of the one SGD step on the support half of a batch.
+        outer_lr: Adam's rate on the query half.
+        steps: outer steps; each takes one batch of each auxiliary language.
+        order: 2 differentiates through the inner step, 1 does not.
+    """
+
+    languages: tuple[str, ...] = Field(min_length=1)
+    inner_lr: float = Field(1e-4, gt=0)
+    outer_lr: float = Field(1e-5, gt=0)
+    steps: int = Field(5, ge=1)
+    order: Literal[1, 2] = 2
 
 
 class Source(Optimisation):
-    """Stage 0, cross-entropy on English pairs.
+    """Stage 0, cross-entropy on English pairs, or robust training on top of it. At most one robust training can be set.
 
     Attributes:
         keep_pairs: training pairs that the model's folder carries along, for the source terms of later stages.
+        masking: replace tokens of the training pairs by the mask token, anew in each epoch.
+        r3f, perturbation, synonyms, ept_apt, meta_learning: robust trainings that the paper compares with.
     """
 
     lr: float = Field(2e-5, gt=0)
     epochs: int = Field(1, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     keep_pairs: int = Field(20_000, ge=0)
+    masking: Masking | None = None
+    r3f: R3F | None = None
+    perturbation: Perturbation | None = None
+    synonyms: Synonyms | None = None
+    ept_apt: EptApt | None = None
+    meta_learning: MetaLearning | None = None
+
+    @model_validator(mode="after")
+    def _one_robust_training(self) -> Self:
+        chosen = [name for name in ("r3f", "perturbation", "synonyms", "ept_apt", "meta_learning") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise ValueError(f"source takes one robust training, not {' and '.join(chosen)}")
+        return self
 
 
 class Calibrate(Optimisation):
@@ -120,6 +209,7 @@ class Calibrate(Optimisation):
 
     Attributes:
         threshold: γ of eq. 4 and 5, from which a pair counts as high-confidence.
+        coverage: take γ as the quantile that lets this share of the pool count as high-confidence, in place of ``threshold``.
         negatives: K of eq. 5.
         temperature: τ of eq. 6.
         distance: d of eq. 6; ``normalize`` scales the representations to length one first.
@@ -133,6 +223,7 @@ class Calibrate(Optimisation):
     lr: float = Field(2e-6, gt=0)
     epochs: int = Field(1, ge=1)
     threshold: float = Field(0.9, gt=0, lt=1)
+    coverage: float | None = Field(None, gt=0, lt=1)
     negatives: int = Field(4, ge=1)
     temperature: float = Field(1.0, gt=0)
     distance: Literal["euclidean", "squared_euclidean", "cosine"] = "euclidean"
@@ -141,12 +232,6 @@ class Calibrate(Optimisation):
     source_weight: float = Field(0.001, ge=0)
     source_share: float = Field(1.0, gt=0, le=4)
     objective: Literal["contrastive", "cross_entropy"] = "contrastive"
-
-
-class Masking(Section):
-    """Strong view: replace this share of a pair's pieces by the mask token."""
-
-    share: float = Field(0.15, gt=0, lt=1)
 
 
 class Mixup(Section):
@@ -171,7 +256,13 @@ class SelfTrain(Optimisation):
     """Stage 2, self-training as semi-supervised learning, eq. 9-14.
 
     Attributes:
-        threshold: γ of FlexMatch, from which the class-wise bars are derived; ``floor`` is the lowest bar.
+        rule: which pseudo-labels are trusted. ``flexmatch`` is the paper's, with class-wise bars from ``threshold``; ``fixed`` is
+            ``threshold`` for all; ``quantile`` takes the surest ``coverage`` of each predicted class; ``freematch`` and
+            ``softmatch`` find their bars, or weights, from the predictions themselves.
+        threshold: γ of the rules ``flexmatch`` and ``fixed``; ``floor`` is the lowest bar of every rule that has bars.
+        coverage: share of each predicted class that the rule ``quantile`` takes.
+        align: rescale the predictions so that the pool's classes have the source's shares, before anything is selected.
+        views: dropout views that must all agree with a pseudo-label; 0 asks none.
         max_iterations: rounds of predict, select, train; fewer if less than ``stop_below`` of the pseudo-labels change.
         epochs: passes over the selected pairs in a round.
         target_weight: λ of eq. 12.
@@ -183,7 +274,11 @@ class SelfTrain(Optimisation):
     max_iterations: int = Field(3, ge=1)
     epochs: int = Field(1, ge=1)
     stop_below: float = Field(0.005, ge=0, lt=1)
+    rule: Literal["flexmatch", "fixed", "quantile", "freematch", "softmatch"] = "flexmatch"
     threshold: float = Field(0.9, gt=0, lt=1)
+    coverage: float = Field(0.4, gt=0, le=1)
+    align: bool = False
+    views: int = Field(0, ge=0)
     floor: float = Field(0.5, ge=1 / 3, lt=1)
     target_weight: float = Field(1.0, ge=0)
     source_share: float = Field(1.0, gt=0, le=4)
@@ -196,6 +291,27 @@ class SelfTrain(Optimisation):
         if not (self.masking or self.mixup or self.back_translation):
             raise ValueError("selftrain needs at least one of masking, mixup, back_translation")
         return self
+
+
+class SelfLearn(Optimisation):
+    """The rival of stage 1 and 2: iterative self-learning with uncertainty (Xu et al., 2021).
+
+    Attributes:
+        uncertainty: ``evi`` evidential, ``lou`` homoscedastic per language, ``leu`` heteroscedastic, ``none`` plain confidence.
+        rounds: of select and train; selected pairs stay selected.
+        share: of the pool that each round takes for each predicted class, from what is left.
+        epochs: passes over all that is selected, in each round.
+        source_share: source pairs a step, as a share of the target pairs.
+        samples: Gaussian draws of the logits that ``leu`` averages over.
+    """
+
+    lr: float = Field(2e-5, gt=0)
+    uncertainty: Literal["none", "evi", "lou", "leu"] = "evi"
+    rounds: int = Field(4, ge=1)
+    share: float = Field(0.08, gt=0, le=1)
+    epochs: int = Field(3, ge=1)
+    source_share: float = Field(1.0, gt=0, le=4)
+    samples: int = Field(10, ge=1)
 
 
 class Evaluate(Section):
@@ -258,6 +374,7 @@ class Config(Section):
     source: Source = Source()
     calibrate: Calibrate = Calibrate()
     selftrain: SelfTrain = SelfTrain()
+    selflearn: SelfLearn = SelfLearn()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     gate: Gate = Gate()
