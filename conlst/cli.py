@@ -204,6 +204,26 @@ def serve(options: argparse.Namespace) -> NoReturn:
     os.execve(sys.executable, command, environment)
 
 
+def bench(options: argparse.Namespace) -> Result:
+    from conlst.bench.cell import read_cells
+    from conlst.bench.figures import draw
+    from conlst.bench.matrix import read_matrix
+    from conlst.bench.run import run_matrix
+    from conlst.bench.tables import blocks, fill
+
+    matrix = read_matrix(options.matrix)
+    result: Result = {"results": str(options.out)}
+    if not options.tables_only:
+        result |= run_matrix(matrix, options.data, options.work, options.out, options.subset, options.system)
+    if options.document:
+        cells = read_cells(options.out)
+        tables = blocks(cells, matrix.groups, matrix.development)
+        options.document.write_text(fill(options.document.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        figures = draw(cells, matrix.groups, matrix.development, options.document.parent / "figures")
+        result |= {"document": str(options.document), "figures": [str(figure) for figure in figures]}
+    return result
+
+
 def _config(options: argparse.Namespace) -> Config:
     return load_config(options.config, tuple(options.set))
 
@@ -290,6 +310,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--rank", type=int, default=64, help="directions kept of each matrix' difference")
     sub.add_argument("--card", type=Path, required=True, metavar="FILE", help="what it was trained on, kept with it")
     sub.add_argument("--out", type=Path, required=True)
+
+    sub = commands.add_parser("bench", help="run an experiment: systems, languages and seeds of a matrix", allow_abbrev=False)
+    sub.set_defaults(command=bench)
+    sub.add_argument("benchmark", choices=["xnli"])
+    sub.add_argument("--matrix", type=Path, required=True, metavar="FILE", help="what to run, for example benchmarks/xnli.yaml")
+    sub.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="what {data} stands for in the matrix")
+    sub.add_argument("--work", type=Path, default=Path("runs/bench"), metavar="DIR", help="where models are kept while it runs")
+    sub.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/xnli"), metavar="DIR", help="one JSON a cell; those there stay"
+    )
+    sub.add_argument("--system", action="extend", nargs="+", default=[], metavar="NAME", help="run only these; default: all")
+    sub.add_argument("--subset", type=int, metavar="N", help="only N pairs of everything, to see that the matrix runs")
+    sub.add_argument("--document", type=Path, metavar="FILE", help="Markdown whose tables are made anew, with figures beside it")
+    sub.add_argument("--tables-only", action="store_true", help="run nothing, only make tables and figures")
 
     sub = command("compile", compile_pipeline, "compile the pipeline for Kubeflow Pipelines")
     sub.add_argument("--image", required=True, help="training image with its digest: registry/name@sha256:…")

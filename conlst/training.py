@@ -34,7 +34,7 @@ class Checkpoint:
 
     Attributes:
         step: optimiser steps done.
-        tensors: weights and Adam's moments.
+        tensors: weights, Adam's moments and averaged weights.
         stage: the stage's own tensors, for example its pseudo-labels.
         state: the stage's own JSON facts, for example its losses so far.
     """
@@ -121,11 +121,11 @@ def plan_batches(lengths: Tensor, budget: int, epochs: int, *seed: int | str) ->
 
 
 class Trainer:
-    """Adam with a linear schedule over the parameters that train, and its checkpoints.
+    """Adam with a linear schedule over the parameters that train, their moving average, and its checkpoints.
 
     Args:
         model: trained in place; frozen parameters take no part, in the checkpoint neither.
-        optimisation: rates, warm-up, decay and gradient norm.
+        optimisation: rates, warm-up, decay, gradient norm and the average's decay.
         total_steps: length of the schedule.
         checkpoints: where to save; ``None`` keeps none.
 
@@ -144,6 +144,8 @@ class Trainer:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._checkpoints = checkpoints
         self._max_norm = optimisation.max_grad_norm
+        self._ema = optimisation.ema
+        self._averages = {name: p.detach().clone() for name, p in self._parameters.items()} if self._ema else {}
         self._total = max(1, total_steps)
         self._warmup = round(optimisation.warmup * self._total)
         self.step = 0
@@ -179,8 +181,25 @@ class Trainer:
                 f" {list(pairs)[:8]}"
             )
         self._optimizer.step()
+        self._average()
         self.step += 1
         return loss.item()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # a constant decay would hold on to the weights before the first step for its first 1 / (1 - ema) steps
+        decay = min(self._ema, (1 + self.step) / (10 + self.step))
+        for name, average in self._averages.items():
+            average.lerp_(self._parameters[name], 1 - decay)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put the averaged weights into the model, if ``optimisation.ema`` asks for them: every stage's last call.
+
+        Checkpoints keep the weights and the average apart, so a stage that was killed after its last step finishes alike.
+        """
+        for name, average in self._averages.items():
+            self._parameters[name].copy_(average)
 
     def _schedule(self) -> float:
         if self.step < self._warmup:
@@ -205,13 +224,14 @@ class Trainer:
         for name, parameter in self._parameters.items():
             for key, moment in self._optimizer.state[parameter].items():
                 tensors[f"adam/{name}/{key}"] = moment
+        tensors |= {f"ema/{name}": average for name, average in self._averages.items()}
         tensors |= {f"stage/{name}": tensor for name, tensor in (stage or {}).items()}
         meta = {"identity": self._checkpoints.identity, "step": self.step, "state": state or {}}
         with publish(self._checkpoints.folder, kind="checkpoint", meta=meta) as staging:
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, staging / "checkpoint.safetensors")
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take weights, moments and step from a checkpoint of the same run."""
+        """Take weights, moments, averages and step from a checkpoint of the same run."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(checkpoint.tensors[f"model/{name}"])
@@ -221,4 +241,6 @@ class Trainer:
                     for key, moment in checkpoint.tensors.items()
                     if key.startswith(prefix)
                 }
+            for name, average in self._averages.items():
+                average.copy_(checkpoint.tensors[f"ema/{name}"])
         self.step = checkpoint.step

@@ -19,6 +19,7 @@ from conlst.model.folder import Model
 from tiny import tiny_backbone
 
 KINDS = ("bert", "xlm-roberta")
+SEPARATOR = 3  # of the tiny tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,12 @@ def load(folder: Path, seed: int = 0, **settings: object) -> Model:
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    """Three rows of 9, 5 and 1 tokens."""
+    """Three rows of 9, 6 and 4 tokens, with one separator or two between the texts, as BERT and XLM-R have it."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 50, (3, 9), generator=generator)
-    mask = (torch.arange(9) < torch.tensor([[9], [5], [1]])).long()
+    mask = (torch.arange(9) < torch.tensor([[9], [6], [4]])).long()
+    for row, column in ((0, 4), (0, 5), (0, 8), (1, 3), (2, 2)):
+        ids[row, column] = SEPARATOR
     return ids * mask, mask
 
 
@@ -50,8 +53,17 @@ def test_hidden_states_are_those_of_transformers(folders: dict[str, Path], kind:
     torch.testing.assert_close(found[mask == 1], expected[mask == 1], atol=1e-5, rtol=0)
 
 
+def slow_pooling(pooling: str, ids: list[int], hidden: torch.Tensor) -> torch.Tensor:
+    if pooling != "pair":
+        return hidden[0] if pooling == "cls" else hidden.mean(0)
+    first = ids.index(SEPARATOR)
+    premise = hidden[1:first].mean(0)
+    hypothesis = hidden[[place for place in range(first, len(ids)) if ids[place] != SEPARATOR]].mean(0)
+    return torch.cat([premise, hypothesis, (premise - hypothesis).abs(), premise * hypothesis])
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 def test_pooling_is_that_of_each_row_alone(folders: dict[str, Path], kind: str, pooling: str) -> None:
     reference = AutoModel.from_pretrained(folders[kind]).eval()
     classifier = load(folders[kind], pooling=pooling).classifier
@@ -60,12 +72,12 @@ def test_pooling_is_that_of_each_row_alone(folders: dict[str, Path], kind: str, 
         pooled = classifier.encode(ids, mask)
         for row, length in enumerate(mask.sum(1).tolist()):
             hidden = reference(input_ids=ids[row : row + 1, :length]).last_hidden_state[0]
-            expected = hidden[0] if pooling == "cls" else hidden.mean(0)
+            expected = slow_pooling(pooling, ids[row, :length].tolist(), hidden)
             torch.testing.assert_close(pooled[row], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 def test_padding_and_what_stands_in_it_changes_no_logit(folders: dict[str, Path], kind: str, pooling: str) -> None:
     model = load(folders[kind], pooling=pooling)
     ids, mask = batch()
@@ -154,7 +166,7 @@ def test_a_tokenizer_without_a_mask_token_is_refused(folders: dict[str, Path], t
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["mask_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(BackendError, match="padding and a mask token"):
+    with pytest.raises(BackendError, match="padding, a mask and a separator token"):
         load(folder)
 
 

@@ -44,7 +44,7 @@ def texts(count: int, seed: int) -> Pairs:
     return [(row["premise"], row["hypothesis"]) for row in tiny_pairs(count, seed)]
 
 
-@pytest.fixture(scope="module", params=[("bert", "mean"), ("xlm-roberta", "cls")], ids=["bert", "xlm-roberta"])
+@pytest.fixture(scope="module", params=[("bert", "mean"), ("xlm-roberta", "cls"), ("xlm-roberta", "pair")])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     kind, pooling = request.param
     root = tmp_path_factory.mktemp(kind)

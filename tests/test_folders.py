@@ -132,7 +132,7 @@ def test_the_source_model_tells_what_it_was_made_from_and_how_good_it_is(world: 
     assert manifest.config == world.config().to_dict()
     assert (manifest.meta["language"], manifest.meta["pairs"], manifest.meta["dev_pairs"]) == ("en", 90, 30)
     assert manifest.meta["dev_accuracy"] > 0.5
-    losses = history(world.model)["loss"]
+    losses = history(world.model)["losses"]
     assert sum(losses[-4:]) < sum(losses[:4])
     assert len(load_model(world.model).seen["source"]) == 90
 

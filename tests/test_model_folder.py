@@ -69,7 +69,7 @@ def edit_weights(change: Callable[[dict[str, Tensor]], object], name: str = WEIG
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_round_trip_keeps_every_weight_and_setting(tmp_path: Path, kind: str, pooling: str, frozen: bool) -> None:
     model = tiny_model(tmp_path / "backbone", kind, pooling=pooling, freeze_embeddings=frozen, dropout=0.2)

@@ -1,10 +1,22 @@
+import math
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conlst.method.thresholds import flexmatch_bars, select
+from conlst.contract.config import SelfTrain
+from conlst.method.thresholds import (
+    coverage_bar,
+    flexmatch_bars,
+    freematch_bars,
+    quantile_bars,
+    select,
+    softmatch_weights,
+    trust,
+)
 
 # no deadline: the machine may be busy with a training
 REPEATABLE = settings(deadline=None, derandomize=True)
@@ -115,3 +127,119 @@ class TestSelect:
 
     def test_may_choose_none(self) -> None:
         assert not select(pool((4, 0, 0.89)), torch.tensor([0.9, 0.5, 0.5])).any()
+
+
+def random_pool(size: int, seed: int, sharpness: float = 2.0) -> Tensor:
+    return (torch.randn(size, 3, generator=torch.Generator().manual_seed(seed)) * sharpness).softmax(1)
+
+
+class TestCoverageBar:
+    @REPEATABLE
+    @given(st.integers(1, 60), st.sampled_from([0.01, 0.07, 0.25, 0.4, 0.5, 0.99, 1.0]), st.integers(0, 2**30))
+    def test_that_share_reaches_it(self, size: int, coverage: float, seed: int) -> None:
+        confidence = torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        bar = coverage_bar(confidence, coverage)
+        reached = [sure >= bar for sure in confidence.tolist()]
+        assert sum(reached) == max(1, round(coverage * size))
+        assert bar == min(sure for sure, has in zip(confidence.tolist(), reached, strict=True) if has)
+
+    def test_equals_pass_together(self) -> None:
+        assert coverage_bar(torch.tensor([0.9, 0.7, 0.7, 0.7, 0.6]), 0.4) == pytest.approx(0.7)
+
+
+class TestQuantileBars:
+    @REPEATABLE
+    @given(st.integers(1, 60), st.sampled_from([0.05, 0.25, 0.4, 1.0]), st.floats(0, 0.9), st.integers(0, 2**30))
+    def test_take_the_surest_of_each_class(self, size: int, coverage: float, floor: float, seed: int) -> None:
+        q = random_pool(size, seed)
+        chosen = set()
+        for label in range(3):
+            members = sorted((i for i, row in enumerate(q.tolist()) if row.index(max(row)) == label), key=lambda i: -max(q[i]))
+            chosen |= set(members[: max(1, round(coverage * len(members)))])
+        expected = {i for i in chosen if max(q[i]) >= torch.tensor(floor)}
+        assert set(select(q, quantile_bars(q, coverage, floor)).nonzero().flatten().tolist()) == expected
+
+    def test_a_class_that_is_never_predicted_has_the_floor(self) -> None:
+        q = pool((2, 0, 0.8), (2, 0, 0.7), (1, 2, 0.6))
+        assert quantile_bars(q, 0.5, 0.4).tolist() == pytest.approx([0.8, 0.4, 0.6])
+        assert quantile_bars(q, 0.5, 0.75).tolist() == pytest.approx([0.8, 0.75, 0.75])
+
+    def test_equals_pass_together(self) -> None:
+        q = pool((1, 1, 0.9), (3, 1, 0.7), (4, 1, 0.6))
+        assert select(q, quantile_bars(q, 0.25, 0.5)).sum() == 4
+
+
+class TestFreematchBars:
+    @REPEATABLE
+    @given(st.integers(1, 60), st.integers(0, 2**30))
+    def test_equal_the_formula(self, size: int, seed: int) -> None:
+        q = random_pool(size, seed)
+        rows = q.tolist()
+        common = math.fsum(max(row) for row in rows) / size
+        mean = [math.fsum(row[label] for row in rows) / size for label in range(3)]
+        bare = [common * share / max(mean) for share in mean]
+        for floor in (0.0, 0.5):
+            assert freematch_bars(q, floor).tolist() == pytest.approx([max(bar, floor) for bar in bare], abs=1e-6)
+
+    def test_a_worked_example(self) -> None:
+        q = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2]])
+        # mean confidence 0.7, mean prediction (0.5, 0.35, 0.15)
+        assert freematch_bars(q, 0.0).tolist() == pytest.approx([0.7, 0.49, 0.21])
+
+
+class TestSoftmatchWeights:
+    @REPEATABLE
+    @given(st.integers(2, 60), st.integers(0, 2**30))
+    def test_equal_the_formula(self, size: int, seed: int) -> None:
+        q = random_pool(size, seed)
+        sure = [max(row) for row in q.tolist()]
+        mean = math.fsum(sure) / size
+        variance = math.fsum((one - mean) ** 2 for one in sure) / size
+        bare = [math.exp(-(min(one - mean, 0) ** 2) / (2 * variance / 4)) for one in sure]
+        found = softmatch_weights(q)
+        assert found.dtype == torch.float32
+        assert found.tolist() == pytest.approx([weight if weight >= 1e-3 else 0 for weight in bare], abs=1e-6)
+        assert ((found > 0) == torch.tensor([weight >= 1e-3 for weight in bare])).all()
+
+    def test_the_surest_weigh_one_and_the_least_sure_nothing(self) -> None:
+        found = softmatch_weights(pool((30, 0, 0.9), (30, 1, 0.95), (1, 2, 0.4), (1, 2, 0.82)))
+        assert found[:60].eq(1).logical_or(found[:60] > 0.8).all()
+        assert found[60] == 0
+        assert 0 < found[61] < 1
+
+    @pytest.mark.parametrize("count", [1, 2, 7])
+    def test_equal_confidences_all_weigh_one(self, count: int) -> None:
+        assert softmatch_weights(pool((count, 1, 0.7))).tolist() == pytest.approx([1.0] * count)
+
+
+class TestTrust:
+    Q = random_pool(200, 5)
+
+    def rule(self, **settings: Any) -> SelfTrain:
+        return SelfTrain.model_validate({"floor": 0.4, **settings})
+
+    @pytest.mark.parametrize(
+        ("rule", "bars"),
+        [
+            ("flexmatch", flexmatch_bars(Q, 0.8, 0.4)),
+            ("fixed", torch.full((3,), 0.8)),
+            ("quantile", quantile_bars(Q, 0.3, 0.4)),
+            ("freematch", freematch_bars(Q, 0.4)),
+        ],
+    )
+    def test_bars_give_weights_of_zero_and_one(self, rule: str, bars: Tensor) -> None:
+        weights, found = trust(self.Q, self.rule(rule=rule, threshold=0.8, coverage=0.3))
+        assert found.equal(bars)
+        assert weights.dtype == torch.float32
+        assert weights.equal(select(self.Q, bars).float())
+        assert 0 < weights.sum() < len(self.Q)
+
+    def test_softmatch_has_weights_and_no_bars(self) -> None:
+        weights, bars = trust(self.Q, self.rule(rule="softmatch"))
+        assert bars.tolist() == []
+        assert weights.equal(softmatch_weights(self.Q))
+
+    @pytest.mark.parametrize("rule", ["flexmatch", "fixed", "quantile", "freematch"])
+    def test_no_bar_is_below_the_floor(self, rule: str) -> None:
+        _, bars = trust(self.Q, self.rule(rule=rule, threshold=0.6, coverage=1.0, floor=0.97))
+        assert bars.tolist() == pytest.approx([0.97] * 3)

@@ -1,5 +1,6 @@
 """The optimiser step that the training stages share: its rates, its refusals and its checkpoints."""
 
+import copy
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -163,6 +164,85 @@ def test_a_checkpoint_holds_what_trains_and_nothing_else(model: PairClassifier, 
     assert {name.removeprefix("model/") for name in names if name.startswith("model/")} == trained
     assert not [name for name in names if "word_embeddings" in name]
     assert {name.rpartition("/")[0].removeprefix("adam/") for name in names if name.startswith("adam/")} == trained
+
+
+def test_an_average_of_the_weights_ends_the_training(model: PairClassifier) -> None:
+    bias = model.classifier.bias
+    with torch.no_grad():
+        bias.zero_()
+    ema = 0.25  # reached at step 3: (1 + 2) / (10 + 2)
+    trainer = Trainer(model, Optimisation(lr=1e-2, ema=ema, max_grad_norm=1e9), total_steps=8)
+    average = 0.0
+    for step in range(6):
+        trainer.update(push(model), [0])
+        decay = min(ema, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * bias[0].item()
+    last = bias[0].item()
+    trainer.finish()
+    assert bias[0].item() == pytest.approx(average, rel=1e-5)
+    assert abs(average - last) > 1e-3
+
+
+def test_without_an_average_the_last_weights_stay(model: PairClassifier) -> None:
+    trainer = Trainer(model, Optimisation(lr=1e-2), total_steps=8)
+    for _ in range(3):
+        trainer.update(push(model), [0])
+    last = weights(model)
+    trainer.finish()
+    assert equal(weights(model), last)
+
+
+def test_averaging_does_not_touch_the_training_nor_frozen_weights(model: PairClassifier) -> None:
+    model.freeze_embeddings(True)
+    start = copy.deepcopy(model)
+
+    def walked(ema: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        walker = copy.deepcopy(start)
+        trainer = Trainer(walker, Optimisation(lr=1e-2, ema=ema), 8)
+        for _ in range(3):
+            trainer.update(push(walker), [0])
+        last = weights(walker)
+        trainer.finish()
+        return last, weights(walker)
+
+    plain, averaged = walked(0.0), walked(0.9)
+    assert equal(plain[0], averaged[0])
+    moved = {name for name, tensor in averaged[1].items() if not tensor.equal(averaged[0][name])}
+    assert moved == {name for name, parameter in start.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("after", [3, 6])
+def test_an_average_goes_on_from_its_checkpoint(model: PairClassifier, tmp_path: Path, after: int) -> None:
+    start, settings = copy.deepcopy(model), Optimisation(lr=1e-2, ema=0.9)
+
+    def step(walker: PairClassifier, trainer: Trainer) -> None:
+        trainer.update(push(walker) + walker.classifier.weight.square().sum(), [0])
+
+    kept = checkpoints(tmp_path)
+    trainer = Trainer(model, settings, 6, kept)
+    for number in range(1, 7):
+        step(model, trainer)
+        if number == after:
+            trainer.save()
+    trainer.finish()
+
+    found = kept.load()
+    assert found is not None
+    resumed = Trainer(start, settings, 6, kept)
+    resumed.restore(found)
+    for _ in range(after, 6):
+        step(start, resumed)
+    resumed.finish()
+    assert equal(weights(start), weights(model))
+
+
+def test_without_an_average_the_checkpoint_has_none(model: PairClassifier, tmp_path: Path) -> None:
+    for ema in (0.0, 0.5):
+        trainer = Trainer(model, Optimisation(lr=1e-2, ema=ema), 8, checkpoints(tmp_path))
+        trainer.update(push(model), [0])
+        trainer.save()
+        names = set(load_file(tmp_path / "c" / "checkpoint.safetensors"))
+        assert any(name.startswith("ema/") for name in names) is (ema > 0)
 
 
 def test_a_new_checkpoint_replaces_the_old_one(model: PairClassifier, tmp_path: Path) -> None:

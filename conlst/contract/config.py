@@ -22,7 +22,9 @@ class Backbone(Section):
 
     Attributes:
         name: ``embedded:e5-small``, a local folder in Hugging Face form, or ``hub:<id>`` with a ``revision``.
-        pooling: ``cls`` (first token) or ``mean`` (over the attended tokens).
+        pooling: ``cls`` (first token), ``mean`` (over the attended tokens) or ``pair``: the means of premise and hypothesis,
+            their absolute difference and product (Conneau et al., 2017). An encoder that was trained to embed sentences, as e5,
+            learns to compare them far faster so.
         max_length: tokens a pair, both texts and special tokens; longer pairs lose tokens of the longer text.
         freeze_embeddings: keep the token embedding table fixed. It is most of a small encoder's weights.
         projection: width of the contrastive head.
@@ -30,7 +32,7 @@ class Backbone(Section):
 
     name: str = "embedded:e5-small"
     revision: str | None = None
-    pooling: Literal["cls", "mean"] = "mean"
+    pooling: Literal["cls", "mean", "pair"] = "mean"
     max_length: int = Field(128, ge=8, le=512)
     freeze_embeddings: bool = True
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -147,7 +149,7 @@ class EptApt(Section):
     Attributes:
         synonyms: table of the synonyms, as :class:`Synonyms` has it.
         push: weight of the embedding push. Embeddings must not be frozen for it to teach anything.
-        pull: weight of the attention pull at ``layer``.
+        pull: weight of the attention pull at ``layer``, counted from 0.
         robust: weight of the cross-entropy on the copy.
     """
 
@@ -379,6 +381,13 @@ class Config(Section):
     export: Export = Export()
     gate: Gate = Gate()
 
+    @model_validator(mode="after")
+    def _auxiliary_is_no_target(self) -> Self:
+        meta = self.source.meta_learning
+        if both := sorted(set(self.languages) & set(meta.languages if meta else ())):
+            raise ValueError(f"source.meta_learning reads labels of {', '.join(both)}, which are target languages; take others")
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
@@ -438,6 +447,21 @@ def load_config(name_or_path: str | Path, overrides: tuple[str, ...] = ()) -> Co
     return config_from_dict(raw, str(path))
 
 
+def with_settings(config: Config, settings: dict[str, Any]) -> Config:
+    """The configuration with some values replaced.
+
+    Args:
+        settings: ``section.key``, or ``seed`` and the like, to value.
+
+    Raises:
+        ConfigError: naming every wrong key.
+    """
+    raw = config.to_dict()
+    for key, value in settings.items():
+        _section_of(raw, key)[key.rpartition(".")[2]] = value
+    return config_from_dict(raw, config.name)
+
+
 def profile_names() -> list[str]:
     """Names that :func:`load_config` accepts."""
     return sorted(path.stem for path in profiles_folder().glob("*.yaml"))
@@ -450,14 +474,10 @@ def profiles_folder() -> Path:
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    *sections, last = key.split(".")
+    last = key.rpartition(".")[2]
     if not equals or not last:
         raise ConfigError(f"--set {override!r} is not of the form section.key=value")
-    target = raw
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
+    target = _section_of(raw, key)
     try:
         target[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -466,3 +486,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         # YAML 1.1 reads 2e-5 as text because it has no dot
         with suppress(ValueError):
             target[last] = float(target[last])
+
+
+def _section_of(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping that holds the last part of a dotted key; sections on the way are made."""
+    for section in key.split(".")[:-1]:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{key}: {section} is a value, not a section")
+    return raw

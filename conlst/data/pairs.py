@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 
-from conlst.contract.artifacts import canonical_json, publish, verify
+from conlst.contract.artifacts import canonical_json, publish, read_manifest, verify
 from conlst.contract.errors import DataError, LabelError
 from conlst.contract.labels import ID2LABEL, parse_label
 
@@ -32,6 +32,8 @@ FEATURES = Features(
 # a reader puts this key into a row that it could not split into fields; its value says why
 MALFORMED = "malformed"
 MAX_CHARACTERS = 20_000
+# ISO 639-2 for pairs of more than one language
+SEVERAL = "mul"
 
 _DUPLICATE = "exact duplicate"
 _UNLABELLED = ("", "-")
@@ -123,6 +125,22 @@ def ingest(rows: Iterable[Mapping[str, Any]], *, language: str, max_bad_share: f
     if not columns["premise"]:
         raise DataError(_nothing_left(total, genres, other_genres))
     return Ingested(Dataset(pa.table(columns, schema=FEATURES.arrow_schema)), quarantine, report)
+
+
+def merge_pairs(parts: Sequence[Path], out: Path) -> None:
+    """Publish the pairs of several folders as one, in their order; ids of different languages are told apart by the language."""
+    pairs = [read_pairs(part) for part in parts]
+    languages = {language for one in pairs for language in one["language"]}
+    table = pa.concat_tables([_table(one) for one in pairs])
+    if len(languages) > 1:
+        ids = [
+            f"{language}:{pair_id}" for one in pairs for language, pair_id in zip(one["language"], one["pair_id"], strict=True)
+        ]
+        column = table.schema.get_field_index("pair_id")
+        table = table.set_column(column, FEATURES.arrow_schema.field("pair_id"), pa.array(ids))
+    report = {"language": languages.pop() if len(languages) == 1 else SEVERAL, "pairs": len(table)}
+    parents = {f"part{number}": read_manifest(part).digest for number, part in enumerate(parts)}
+    write_pairs(Ingested(Dataset(table), [], report), out, parents=parents)
 
 
 def without_labels(pairs: Dataset) -> Dataset:

@@ -75,6 +75,6 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: ``[batch, classes]``.
-        targets: ``[batch, classes]``, rows sum to one.
+        targets: ``[batch, classes]``; a row sums to one, or to the weight of its pair.
     """
     return -(targets * logits.float().log_softmax(1)).sum(1).mean()

@@ -40,7 +40,7 @@ def load_backbone(backbone: Backbone, seed: int) -> Model:
             f"backbone.max_length {backbone.max_length} exceeds the {config.max_position_embeddings - offset} positions"
             f" of {backbone.name}"
         )
-    classifier = build_classifier(config, backbone.pooling, backbone.dropout, backbone.projection)
+    classifier = build_classifier(config, backbone.pooling, pretrained.separator_id, backbone.dropout, backbone.projection)
     table = weights.pop(_TABLE, None)
     if table is None:
         raise BackendError(f"{backbone.name} is not a plain encoder that conlst can use: it has no {_TABLE}")
@@ -52,7 +52,7 @@ def load_backbone(backbone: Backbone, seed: int) -> Model:
     return Model(
         classifier.eval(),
         pretrained.tokenizer,
-        TextSettings(backbone.max_length, pretrained.pad_id, pretrained.mask_id, pretrained.special_ids),
+        TextSettings(backbone.max_length, pretrained.pad_id, pretrained.mask_id, pretrained.separator_id, pretrained.special_ids),
         backbone.freeze_embeddings,
         digest=f"{backbone.name}@{backbone.revision}" if backbone.revision else backbone.name,
     )
@@ -65,6 +65,7 @@ class _Pretrained:
     tokenizer: Tokenizer
     pad_id: int
     mask_id: int
+    separator_id: int
     special_ids: tuple[int, ...]
 
 
@@ -72,7 +73,7 @@ def _from_package() -> _Pretrained:
     embedded = load_embedded_e5()
     ids = {piece: embedded.tokenizer.token_to_id(piece) or 0 for piece in ("<s>", "</s>", "<pad>", "<unk>", "<mask>")}
     specials = tuple(sorted(ids.values()))
-    return _Pretrained(embedded.config, embedded.weights, embedded.tokenizer, ids["<pad>"], ids["<mask>"], specials)
+    return _Pretrained(embedded.config, embedded.weights, embedded.tokenizer, ids["<pad>"], ids["<mask>"], ids["</s>"], specials)
 
 
 def _from_transformers(backbone: Backbone) -> _Pretrained:
@@ -91,10 +92,12 @@ def _from_transformers(backbone: Backbone) -> _Pretrained:
     if lacking := sorted(key for key in loading["missing_keys"] if not key.startswith("pooler.")):
         raise BackendError(f"backbone {backbone.name!r} lacks {lacking[0]}; its weights are not whole")
     tokenizer: Tokenizer | None = getattr(words, "backend_tokenizer", None)
-    if tokenizer is None or words.pad_token_id is None or words.mask_token_id is None:
-        raise BackendError(f"backbone {backbone.name!r} needs a fast tokenizer with a padding and a mask token")
+    separator_id = words.eos_token_id if words.sep_token_id is None else words.sep_token_id
+    if tokenizer is None or None in (words.pad_token_id, words.mask_token_id, separator_id):
+        raise BackendError(f"backbone {backbone.name!r} needs a fast tokenizer with a padding, a mask and a separator token")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     # the pooled embedding is ours, see build_classifier
     weights = {key: value for key, value in encoder.state_dict().items() if not key.startswith("pooler.")}
-    return _Pretrained(config, weights, tokenizer, words.pad_token_id, words.mask_token_id, tuple(sorted(words.all_special_ids)))
+    specials = tuple(sorted(words.all_special_ids))
+    return _Pretrained(config, weights, tokenizer, words.pad_token_id, words.mask_token_id, separator_id, specials)

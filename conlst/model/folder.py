@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -19,7 +19,7 @@ from conlst.contract.artifacts import link_or_copy, publish, verify
 from conlst.contract.errors import ArtifactError
 from conlst.contract.labels import ID2LABEL, check_id2label
 from conlst.model.dropout import PLAIN_ATTENTION, replace_dropout
-from conlst.model.encoder import PairClassifier
+from conlst.model.encoder import PairClassifier, Pooling
 
 _EMBEDDINGS = "embeddings.safetensors"
 _WEIGHTS = "weights.safetensors"
@@ -32,13 +32,14 @@ class TextSettings:
 
     Attributes:
         max_length: longest pair in tokens.
-        pad_id, mask_id: ids of the padding and the mask token.
+        pad_id, mask_id, separator_id: ids of the padding and the mask token, and of the one between premise and hypothesis.
         special_ids: ids that no augmentation may replace.
     """
 
     max_length: int
     pad_id: int
     mask_id: int
+    separator_id: int
     special_ids: tuple[int, ...]
 
 
@@ -63,7 +64,12 @@ class Model:
 
 
 def build_classifier(
-    config: PretrainedConfig, pooling: Literal["cls", "mean"], dropout: float, projection: int, attention: str = PLAIN_ATTENTION
+    config: PretrainedConfig,
+    pooling: Pooling,
+    separator_id: int,
+    dropout: float,
+    projection: int,
+    attention: str = PLAIN_ATTENTION,
 ) -> PairClassifier:
     """A classifier whose embedding table is still to be set with :func:`set_embeddings`.
 
@@ -82,7 +88,7 @@ def build_classifier(
         # the pooled embedding is ours; transformers' pooler would stay without gradient
         encoder.pooler = None
     encoder.config.vocab_size = config.vocab_size
-    classifier = PairClassifier(encoder, pooling, dropout, projection)
+    classifier = PairClassifier(encoder, pooling, separator_id, dropout, projection)
     replace_dropout(classifier)
     return classifier
 
@@ -151,7 +157,10 @@ def load_model(folder: Path, attention: str = PLAIN_ATTENTION) -> Model:
     check_id2label(description["id2label"], str(folder / "model.json"))
     raw = json.loads((folder / "encoder.json").read_text())
     config = AutoConfig.for_model(**raw)
-    classifier = build_classifier(config, description["pooling"], description["dropout"], description["projection"], attention)
+    text = TextSettings(**{**description["text"], "special_ids": tuple(description["text"]["special_ids"])})
+    classifier = build_classifier(
+        config, description["pooling"], text.separator_id, description["dropout"], description["projection"], attention
+    )
     table = load_file(folder / _EMBEDDINGS)["table"]
     if table.shape != (config.vocab_size, config.hidden_size):
         raise ArtifactError(
@@ -165,11 +174,10 @@ def load_model(folder: Path, attention: str = PLAIN_ATTENTION) -> Model:
     if unexpected or missing != [_table_name(classifier)]:
         raise ArtifactError(f"{folder / _WEIGHTS} does not fit encoder.json: {[*unexpected, *missing][:3]}")
     classifier.freeze_embeddings(description["freeze_embeddings"])
-    text = description["text"]
     return Model(
         classifier.eval(),
         Tokenizer.from_file(str(folder / "tokenizer.json")),
-        TextSettings(text["max_length"], text["pad_id"], text["mask_id"], tuple(text["special_ids"])),
+        text,
         description["freeze_embeddings"],
         digest,
         folder / _EMBEDDINGS,

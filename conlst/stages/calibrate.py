@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from conlst.contract.config import Calibrate, Config
-from conlst.contract.errors import TrainingError
+from conlst.contract.errors import ConfigError, TrainingError
 from conlst.data.batching import draw_of_like_length
 from conlst.data.tokens import TokenizedPairs
 from conlst.method.complementary import complementary_labels, draw_negatives, other_labels
 from conlst.method.losses import contrastive_negative_loss, distance, literal_source_loss, negative_loss
+from conlst.method.thresholds import coverage_bar
 from conlst.model.encoder import PairClassifier
 from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
@@ -26,7 +27,7 @@ class Step:
     """What a step showed.
 
     Attributes:
-        loss: eq. 8, from its terms ``target`` and ``source``.
+        loss: eq. 8, from its terms ``target`` and ``source``. The latter is 0 if it has no weight: then it is not computed.
         positive, negative: mean distance of the anchors to their twin and to their negatives.
         saturated: share of the anchors whose loss is below 0.01: they teach nothing any more.
         lonely: share of the anchors whose complementary class has no high-confidence pair.
@@ -46,8 +47,8 @@ class Step:
 def calibrate(
     model: PairClassifier,
     pool: TokenizedPairs,
-    source: TokenizedPairs,
-    source_labels: Tensor,
+    source: TokenizedPairs | None,
+    source_labels: Tensor | None,
     config: Config,
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
@@ -57,22 +58,26 @@ def calibrate(
 
     Args:
         pool: all target pairs; each is an anchor, the low-confidence ones included.
-        source, source_labels: labelled English pairs for eq. 7.
-        probe: asked ``config.evaluate.probes`` times for the model's accuracy (figure 5); nothing is decided by it.
+        source, source_labels: labelled English pairs for eq. 7; may be ``None`` without a source term, or when its weight is 0.
+        probe: asked ``config.evaluate.probes`` times for the model's accuracy (figure 5); nothing is decided by it. It sees the
+            weights of its step, not their moving average.
 
     Returns:
         One :class:`Step` a step.
 
     Raises:
         TrainingError: if no pool pair reaches the threshold, so that no negative exists at all.
+        ConfigError: if the source term needs source pairs and there are none.
     """
     device = set_up_compute(config.compute)
     model.move_to(device)
     stage = config.calibrate
+    english = _source_of(stage, source, source_labels)
     kept = checkpoints.load() if checkpoints else None
     # without a checkpoint, q comes from the model as it was given
     q = kept.stage["q"] if kept else predict_logits(model, pool, config.compute, config.evaluate.batch_tokens).softmax(1)
-    _require_negatives(q, stage)
+    threshold = stage.threshold if stage.coverage is None else coverage_bar(q.max(1).values, stage.coverage)
+    _require_negatives(q, threshold, stage)
     plan = plan_batches(pool.lengths, stage.batch_tokens, stage.epochs, config.seed, "calibrate")
     trainer = Trainer(model, stage, len(plan), checkpoints)
     steps: list[Step] = []
@@ -84,15 +89,14 @@ def calibrate(
     model.train()
     for indices in plan[trainer.step :]:
         generator = step_generator(config.seed, "calibrate", trainer.step)
-        complementary = complementary_labels(q[indices], stage.threshold, generator)
-        companions = draw_of_like_length(source.lengths, max(1, round(stage.source_share * len(indices))), generator)
+        complementary = complementary_labels(q[indices], threshold, generator)
         with autocast(config.compute, device):
             if stage.objective == "contrastive":
-                negatives, classes = draw_negatives(q, stage.threshold, stage.negatives, generator)
+                negatives, classes = draw_negatives(q, threshold, stage.negatives, generator)
                 target, facts = _contrast(model, pool, indices, complementary, negatives, classes, stage)
             else:
                 target, facts = negative_loss(model(*pool.batch(indices, device)), complementary.to(device)), {}
-            consistency = _source_term(model, source, companions, source_labels, stage, generator)
+            consistency = _source_term(model, *english, len(indices), stage, generator) if english else torch.zeros(())
             loss = target + stage.source_weight * consistency
         value = trainer.update(loss, indices.tolist())
         accuracy = probe() if probe and probe_every and trainer.step % probe_every == 0 else None
@@ -103,6 +107,7 @@ def calibrate(
         if trainer.checkpoint_due():
             trainer.save({"q": q}, {"steps": [asdict(step) for step in steps]})
 
+    trainer.finish()
     model.eval()
     return steps
 
@@ -137,12 +142,20 @@ def _contrast(
     return losses.mean(), facts
 
 
+def _source_of(stage: Calibrate, source: TokenizedPairs | None, labels: Tensor | None) -> tuple[TokenizedPairs, Tensor] | None:
+    """Pairs and labels of eq. 7, or ``None`` where they would teach nothing: encoding them is a third of a step."""
+    if stage.source_term == "none" or stage.source_weight == 0:
+        return None
+    if source is None or labels is None:
+        raise ConfigError(f"calibrate.source_term {stage.source_term} needs labelled source pairs; give them or set it to none")
+    return source, labels
+
+
 def _source_term(
-    model: PairClassifier, source: TokenizedPairs, indices: Tensor, labels: Tensor, stage: Calibrate, generator: torch.Generator
+    model: PairClassifier, source: TokenizedPairs, labels: Tensor, anchors: int, stage: Calibrate, generator: torch.Generator
 ) -> Tensor:
-    """Eq. 7 in the reading that the configuration chooses."""
-    if stage.source_term == "none":
-        return torch.zeros((), device=model.device)
+    """Eq. 7 in the reading that the configuration chooses, on source pairs that are drawn for as many ``anchors``."""
+    indices = draw_of_like_length(source.lengths, max(1, round(stage.source_share * anchors)), generator)
     logits = model(*source.batch(indices, model.device))
     truth = labels[indices]
     if stage.source_term == "literal":
@@ -150,12 +163,12 @@ def _source_term(
     return negative_loss(logits, other_labels(truth, logits.shape[1], generator).to(model.device))
 
 
-def _require_negatives(q: Tensor, stage: Calibrate) -> None:
+def _require_negatives(q: Tensor, threshold: float, stage: Calibrate) -> None:
     confidence, pseudo_label = q.max(1)
-    counts = torch.bincount(pseudo_label[confidence >= stage.threshold], minlength=q.shape[1]).tolist()
-    log.info("high-confidence pairs a class at %.2f: %s of %d", stage.threshold, counts, len(q))
+    counts = torch.bincount(pseudo_label[confidence >= threshold], minlength=q.shape[1]).tolist()
+    log.info("high-confidence pairs a class at %.4f: %s of %d", threshold, counts, len(q))
     if stage.objective == "contrastive" and not any(counts):
         raise TrainingError(
-            f"no pool pair is surer than {stage.threshold} (highest {confidence.max():.3f}), so there are no negatives;"
+            f"no pool pair is surer than {threshold} (highest {confidence.max():.3f}), so there are no negatives;"
             " lower calibrate.threshold"
         )

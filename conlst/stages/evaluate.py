@@ -1,6 +1,7 @@
 """Evaluation: what a model knows of a language, against labels that no training has seen."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ _PREDICTIONS = "predictions.safetensors"
 _HEADLINE = ("language", "protocol", "n", "accuracy", "macro_f1", "ece")
 
 
-def protocol_of(texts: Tensor, seen: dict[str, Tensor], language: str, adapted_to: str | None, where: str) -> Protocol:
+def protocol_of(texts: Tensor, seen: dict[str, Tensor], language: str, adapted_to: Collection[str], where: str) -> Protocol:
     """Name the protocol of an evaluation by what the model has been trained on.
 
     Args:
         texts: ``[n]`` int64 hashes of the evaluated texts.
         seen: the model's ``source`` and ``pool`` hashes.
         language: of the texts.
-        adapted_to: the model's own language; ``en`` for a source model.
+        adapted_to: languages whose pools the model was adapted on; none for a source model.
 
     Raises:
         DataError: if a text was trained on with its label.
@@ -42,7 +43,7 @@ def protocol_of(texts: Tensor, seen: dict[str, Tensor], language: str, adapted_t
         return "transductive"
     if language == SOURCE_LANGUAGE:
         return "supervised"
-    return "inductive" if "pool" in seen and adapted_to == language else "zero-shot"
+    return "inductive" if language in adapted_to else "zero-shot"
 
 
 def publish_evaluation(

@@ -1,4 +1,4 @@
-"""Predictions with dropout off: what both stages start from and what evaluation measures."""
+"""Predictions of whole pools: what the stages start from and what evaluation measures."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,16 @@ from conlst.training import autocast
 
 
 @torch.inference_mode()
-def predict_logits(model: PairClassifier, pairs: TokenizedPairs, compute: Compute, batch_tokens: int) -> Tensor:
-    """Class logits ``[n, 3]`` float32 of all pairs, in their order. The model's training mode is restored."""
+def predict_logits(
+    model: PairClassifier, pairs: TokenizedPairs, compute: Compute, batch_tokens: int, dropout: bool = False
+) -> Tensor:
+    """Class logits ``[n, 3]`` float32 of all pairs, in their order. The model's training mode is restored.
+
+    Args:
+        dropout: leave dropout on, drawn from the global generator; seed it first.
+    """
     was_training = model.training
-    model.eval()
+    model.train(dropout)
     logits = torch.empty(len(pairs), 3)
     for indices in length_batches(pairs.lengths, batch_tokens):
         ids, mask = pairs.batch(indices, model.device)

@@ -11,10 +11,11 @@ from conlst.contract.config import Config, SelfTrain
 from conlst.contract.errors import TrainingError
 from conlst.data.batching import draw_of_like_length
 from conlst.data.tokens import TokenizedPairs
+from conlst.method.alignment import align, class_shares
 from conlst.method.losses import soft_cross_entropy
 from conlst.method.masking import mask_tokens
 from conlst.method.mixup import mixup
-from conlst.method.thresholds import flexmatch_bars, select
+from conlst.method.thresholds import trust
 from conlst.model.encoder import PairClassifier
 from conlst.model.folder import TextSettings
 from conlst.stages.predict import predict_logits
@@ -29,9 +30,9 @@ class Round:
     """One iteration: predict, select, train.
 
     Attributes:
-        bars: ``[classes]``, FlexMatch's confidence bars.
+        bars: ``[classes]``, the rule's confidence bars; empty for ``softmatch``, which has none.
         pseudo_labels: ``[pool]``, the argmax of the predictions that the round began with.
-        selected: ``[pool]`` bool, whose confidence reached its bar.
+        selected: ``[pool]`` bool, whose pseudo-labels are trusted, be it with a small weight.
         changed: share of the pseudo-labels that differ from the round before; 1 in the first round.
         losses: of every step; empty if the labels had settled.
     """
@@ -53,6 +54,7 @@ def self_train(
     config: Config,
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
+    teacher: Tensor | None = None,
 ) -> list[Round]:
     """Train ``model`` in place until fewer than ``stop_below`` of the pseudo-labels change, or ``max_iterations``.
 
@@ -61,26 +63,32 @@ def self_train(
         translated: the same pairs translated away and back, or ``None``: then that view is not drawn.
         source, source_labels: labelled English pairs, trained along (eq. 13).
         text: which ids masking may not touch.
+        teacher: ``[pool, 3]`` probabilities, for example the mean of several source models. The first round takes them in place
+            of the model's own; in later rounds the model's own are averaged with them, ``q = (own + teacher) / 2``.
 
     Returns:
         The rounds; the last one has no losses if the labels had settled.
 
     Raises:
-        TrainingError: if no pseudo-label reaches its bar.
+        TrainingError: if no pseudo-label is trusted, or the teacher's predictions are not of this pool.
     """
+    if teacher is not None and teacher.shape != (len(pool), 3):
+        raise TrainingError(f"the teacher's predictions are {list(teacher.shape)}, not [{len(pool)}, 3]; predict this pool")
     device = set_up_compute(config.compute)
     model.move_to(device)
     stage = config.selftrain
     kept = checkpoints.load() if checkpoints else None
     rounds = [Round(**done) for done in kept.state["rounds"]] if kept else []
+    shares = class_shares(source_labels, 3) if stage.align else None
 
     while len(rounds) < stage.max_iterations:
         if kept:
-            q, losses = kept.stage["q"], kept.state["losses"]
+            q, agreed, losses = kept.stage["q"], kept.stage["agreed"], kept.state["losses"]
         else:
-            q, losses = predict_logits(model, pool, config.compute, config.evaluate.batch_tokens).softmax(1), []
-        bars = flexmatch_bars(q, stage.threshold, stage.floor)
-        selected, pseudo = select(q, bars), q.argmax(1)
+            (q, agreed), losses = _predict(model, pool, teacher, shares, config, len(rounds)), []
+        weights, bars = trust(q, stage)
+        weights = weights * agreed
+        selected, pseudo = weights > 0, q.argmax(1)
         changed = (pseudo != torch.tensor(rounds[-1].pseudo_labels)).float().mean().item() if rounds else 1.0
         _report(len(rounds), bars, selected, pseudo, changed)
         if changed < stage.stop_below:
@@ -89,7 +97,9 @@ def self_train(
 
         chosen = selected.nonzero().squeeze(1)
         if not len(chosen):
-            raise TrainingError("no pseudo-label reaches its bar; lower selftrain.threshold and selftrain.floor")
+            raise TrainingError(
+                "no pseudo-label is trusted; lower selftrain.threshold and selftrain.floor, or ask fewer selftrain.views"
+            )
         batches = plan_batches(pool.lengths[chosen], stage.batch_tokens, stage.epochs, config.seed, "selftrain", len(rounds))
         plan = [chosen[batch] for batch in batches]
         trainer = Trainer(model, stage, len(plan), checkpoints)
@@ -104,7 +114,7 @@ def self_train(
                 supervised = F.cross_entropy(
                     model(*source.batch(companions, device)).float(), source_labels[companions].to(device)
                 )
-                unsupervised = _strong_view_loss(model, pool, translated, indices, pseudo, text, stage, generator)
+                unsupervised = _strong_view_loss(model, pool, translated, indices, pseudo, weights, text, stage, generator)
                 loss = supervised + stage.target_weight * unsupervised
             losses.append(trainer.update(loss, indices.tolist()))
             if progress:
@@ -112,11 +122,44 @@ def self_train(
                 earlier = sum(len(done.losses) for done in rounds)
                 progress.step(earlier + trainer.step, earlier + len(plan), len(indices), terms)
             if trainer.checkpoint_due():
-                trainer.save({"q": q}, {"rounds": [vars(done) for done in rounds], "losses": losses})
+                trainer.save({"q": q, "agreed": agreed}, {"rounds": [vars(done) for done in rounds], "losses": losses})
+        trainer.finish()
         rounds.append(Round(bars.tolist(), pseudo.tolist(), selected.tolist(), changed, losses))
 
     model.eval()
     return rounds
+
+
+def _predict(
+    model: PairClassifier, pool: TokenizedPairs, teacher: Tensor | None, shares: Tensor | None, config: Config, iteration: int
+) -> tuple[Tensor, Tensor]:
+    """What a round begins with.
+
+    Args:
+        shares: ``[3]``, what every prediction is aligned to, the dropout views among them.
+
+    Returns:
+        ``q`` ``[pool, 3]``; and ``[pool]`` bool, whether every dropout view of the model has the argmax of ``q``.
+    """
+
+    def own(dropout: bool = False) -> Tensor:
+        return predict_logits(model, pool, config.compute, config.evaluate.batch_tokens, dropout).softmax(1)
+
+    def aligned(probabilities: Tensor) -> Tensor:
+        return probabilities if shares is None else align(probabilities, shares)
+
+    if teacher is None:
+        q = own()
+    elif iteration == 0:
+        q = teacher
+    else:
+        q = (own() + teacher) / 2
+    q = aligned(q)
+    agreed = torch.ones(len(pool), dtype=torch.bool)
+    for view in range(config.selftrain.views):
+        step_generator(config.seed, "selftrain", iteration, "view", view)
+        agreed &= aligned(own(dropout=True)).argmax(1) == q.argmax(1)
+    return q, agreed
 
 
 def _strong_view_loss(
@@ -125,15 +168,20 @@ def _strong_view_loss(
     translated: TokenizedPairs | None,
     indices: Tensor,
     pseudo: Tensor,
+    weights: Tensor,
     text: TextSettings,
     stage: SelfTrain,
     generator: torch.Generator,
 ) -> Tensor:
-    """Eq. 14 for one batch, which takes one of the views that there are."""
+    """Eq. 14 for one batch, which takes one of the views that there are: the mean over the batch of weight times loss.
+
+    The sum of the weights does not divide it, as in FixMatch: a batch of doubtful pairs teaches less than one of sure pairs.
+    """
     views = [name for name, has in (("mask", stage.masking), ("mixup", stage.mixup), ("translate", translated)) if has]
     view = views[int(torch.randint(len(views), (1,), generator=generator))]
     ids, mask = (translated if view == "translate" and translated else pool).batch(indices, model.device)
-    targets = F.one_hot(pseudo[indices], 3).float().to(model.device)
+    # a label carries its weight, so that mixup mixes both alike
+    targets = (weights[indices, None] * F.one_hot(pseudo[indices], 3)).to(model.device)
     if view == "mask" and stage.masking:
         ids = mask_tokens(ids, mask, stage.masking.share, text.mask_id, text.special_ids, generator)
     pooled = model.encode(ids, mask)
@@ -143,7 +191,7 @@ def _strong_view_loss(
 
 
 def _report(iteration: int, bars: Tensor, selected: Tensor, pseudo: Tensor, changed: float) -> None:
-    counts = torch.bincount(pseudo[selected], minlength=len(bars)).tolist()
+    counts = torch.bincount(pseudo[selected], minlength=3).tolist()
     log.info(
         "self-training round %d: bars %s, selected %s of %d, pseudo-labels changed %.2f %%",
         iteration,

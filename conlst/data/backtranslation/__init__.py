@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 from datasets import Dataset
@@ -80,10 +81,15 @@ def back_translate(pairs: Dataset, language: str, pivot: str, translator: Transl
         same,
         empty,
     )
+    return with_texts(pairs, views)
+
+
+def with_texts(pairs: Dataset, texts: Mapping[str, str]) -> Dataset:
+    """The same pairs with other texts, looked up by those that they have."""
     table = pairs.with_format("arrow")[:]
     for name in ("premise", "hypothesis"):
         column = table.schema.get_field_index(name)
-        table = table.set_column(column, table.schema.field(name), [[views[text] for text in table[name].to_pylist()]])
+        table = table.set_column(column, table.schema.field(name), [[texts[text] for text in table[name].to_pylist()]])
     return Dataset(table)
 
 

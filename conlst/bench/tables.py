@@ -1,0 +1,403 @@
+"""Cells as the Markdown tables of the results page. Every number is computed here from the cells' JSON; none is typed in.
+
+A value with ± is a mean over seeds and their sample standard deviation; the number of seeds stands in brackets. ``groups`` maps
+names of groups to names of systems:
+
+* ``method``: the one system that the others are held against;
+* ``deciding``: the rows of the main table, in this order; ``rivals``: those that the method must beat;
+* ``ablations``: the method with a part changed;
+* ``calibration``: the systems whose confidence is looked at (table 4, figures 3 to 5 of the paper).
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from statistics import median
+from typing import Any, get_args
+
+from conlst.bench.cell import Cell, Stage
+from conlst.bench.pairing import (
+    Adapted,
+    Results,
+    Series,
+    Summary,
+    difference,
+    group,
+    method_of,
+    over_languages,
+    series,
+    summary,
+    worse,
+)
+from conlst.contract.errors import DataError
+
+_NOTHING = "–"
+_NO_CELLS = "No cells yet."
+_COVERAGE = (20, 50)
+_STAGE_0 = "source"
+_MARKER = re.compile(r"<!-- (?:bench:([\w-]+)|/bench) -->")
+
+
+def blocks(cells: Iterable[Cell], groups: Mapping[str, Sequence[str]], development: Sequence[str]) -> dict[str, str]:
+    """All tables by the name of their block.
+
+    Args:
+        development: the languages that choices were made on.
+
+    Raises:
+        DataError: if cells do not go together, as :class:`~conlst.bench.pairing.Results` says.
+        ConfigError: if a group is missing.
+    """
+    results = Results(cells)
+    return {
+        "rows": rows(results, development),
+        "main": main(results, groups, development),
+        "table4": table4(results, groups),
+        "ablations": ablations(results, groups),
+        "cost": cost(results),
+    }
+
+
+def fill(document: str, blocks: Mapping[str, str]) -> str:
+    """Put each block between its ``<!-- bench:NAME -->`` and the next ``<!-- /bench -->``; all other text stays.
+
+    Raises:
+        DataError: if markers are unbalanced or twice, if a block has none, or if one stands for no block.
+    """
+    parts, open_name, done, kept_to = [], None, set(), 0
+    for marker in _MARKER.finditer(document):
+        name = marker.group(1)
+        line = document.count("\n", 0, marker.start()) + 1
+        if (name is None) == (open_name is None):
+            raise DataError(f"line {line}: {marker.group()} without {'an opening' if name is None else 'the closing'} one before")
+        if name is None:
+            kept_to = marker.start()
+            open_name = None
+            continue
+        if name in done or name not in blocks:
+            raise DataError(f"line {line}: {marker.group()} stands {'twice' if name in done else 'for no table'}; take it out")
+        if _MARKER.search(blocks[name]):
+            raise DataError(f"the table {name} holds a marker itself and would break the page")
+        parts += [document[kept_to : marker.end()], f"\n{blocks[name].strip()}\n"]
+        open_name = name
+        done.add(name)
+    if open_name is not None:
+        raise DataError(f"<!-- bench:{open_name} --> is not closed; add <!-- /bench -->")
+    if missing := [name for name in blocks if name not in done]:
+        raise DataError(f"no place for the table {missing[0]}; add <!-- bench:{missing[0]} --> and <!-- /bench -->")
+    return "".join([*parts, document[kept_to:]])
+
+
+def rows(results: Results, development: Sequence[str]) -> str:
+    """Every system on the development languages, a row a language, split and protocol."""
+    runs = _grouped(
+        (cell for cell in results.cells if cell.language in development),
+        lambda cell: (
+            cell.language,
+            cell.tested,
+            cell.adapted,
+            cell.protocol,
+            cell.system,
+            cell.started_from,
+            cell.pool,
+        ),
+    )
+    table = []
+    for cells in runs.values():
+        one = cells[0]
+        seconds = [sum(stage.seconds for stage in cell.stages if stage.name != _STAGE_0) for cell in cells if cell.adapted]
+        table.append(
+            [
+                *(one.language, one.tested, one.protocol, _text(one.system), _text(one.started_from)),
+                f"{one.pool:,}" if one.pool else _NOTHING,
+                f"{len(cells)}",
+                _value(summary([cell.accuracy for cell in cells])),
+                _gain(_summary_of(cells, results.gain)),
+                _gain(_summary_of(cells, results.gain_over_plain)),
+                f"{math.fsum(cell.evaluation['ece'] for cell in cells) / len(cells):.3f}",
+                f"{median(seconds):,.0f}" if seconds else _NOTHING,
+            ]
+        )
+    head = ["language", "tested on", "protocol", "system", "started from", "pool", "seeds", "accuracy", "gain over zero-shot"]
+    note = (
+        "Accuracy in % and gains in points, ± the standard deviation over seeds, their number in brackets. The first gain is over"
+        " the stage-0 model that the system started from, the second over the plain one if that is another, both with the same"
+        " seed. ECE is a mean over seeds. Seconds: median of the stages after stage 0 together."
+    )
+    shown = [cell for cells in runs.values() for cell in cells]
+    return _table([*head, "gain over plain zero-shot", "ECE", "seconds"], table, 5, [note, _standard_errors(shown)])
+
+
+def main(results: Results, groups: Mapping[str, Sequence[str]], development: Sequence[str]) -> str:
+    """The deciding systems on the test pairs of all languages, inductive and transductive apart."""
+    parts = [f"**{protocol.capitalize()}**\n\n{_main(results, groups, development, protocol)}" for protocol in get_args(Adapted)]
+    described = _described(results, [method_of(groups), *group(groups, "deciding"), *group(groups, "rivals")])
+    return "\n\n".join([*parts, *(["\n".join(described)] if described else [])])
+
+
+def table4(results: Results, groups: Mapping[str, Sequence[str]]) -> str:
+    """Confidence bands and accuracy at equal coverage, before and after (the paper's table 4)."""
+    systems = group(groups, "calibration")
+    runs = _grouped(
+        (cell for cell in results.cells if cell.system in systems and cell.comparison is not None),
+        lambda cell: (cell.tested, cell.protocol, systems.index(cell.system), cell.language, cell.pool),
+    )
+    names: list[str] = []
+    table = []
+    for cells in runs.values():
+        one, comparisons = cells[0], [cell.comparison for cell in cells if cell.comparison is not None]
+        for comparison in comparisons:
+            here = [_band_name(band) for band in comparison["bands"]]
+            if (names := names or here) != here:
+                raise DataError(f"{one} has the bands {', '.join(here)} and others {', '.join(names)}; evaluate all alike")
+        table.append(
+            [
+                *(_text(one.system), one.language, one.protocol, one.tested),
+                *(f"{one.n:,}", f"{len(cells)}"),
+                *(_band([comparison["bands"][place] for comparison in comparisons]) for place in range(len(names))),
+                *(_covered(comparisons, percent) for percent in _COVERAGE),
+            ]
+        )
+    head = ["system", "language", "protocol", "tested on", "pairs", "seeds", *names, *(f"cleanest {p} %" for p in _COVERAGE)]
+    note = (
+        "Before → after, each band with its number of pairs: a band can get clean by being emptied. The last columns hold equally"
+        " many pairs, the most confident ones, on both sides. Over several seeds the counts and the accuracies at equal coverage"
+        " are means, and the accuracy of a band is that of all its pairs together."
+    )
+    return _table(head, table, 4, [note])
+
+
+def ablations(results: Results, groups: Mapping[str, Sequence[str]]) -> str:
+    """What changing a part does, against the full method on the same language, seed, split and protocol."""
+    full = method_of(groups)
+    described = _descriptions(results)
+    table, unmatched = [], list(group(groups, "ablations"))
+    for tested in sorted({cell.tested for cell in results.cells}):
+        for protocol in get_args(Adapted):
+            base = series(results.of(full, protocol, tested), _accuracy)
+            for system in group(groups, "ablations"):
+                changed = series(results.of(system, protocol, tested), _accuracy)
+                change = difference(changed, base)
+                if not change:
+                    continue
+                values = _flat(change)
+                unmatched = [name for name in unmatched if name != system]
+                table.append(
+                    [
+                        *(tested, protocol, _text(system), described[system], ", ".join(sorted(change))),
+                        *(
+                            f"{100 * math.fsum(shares) / len(shares):.2f}"
+                            for shares in (_flat(base, change), _flat(changed, change))
+                        ),
+                        _gain(summary(values)),
+                        f"{sum(value < 0 for value in values)} of {len(values)}",
+                    ]
+                )
+    missing = f"Without a cell to compare yet: {', '.join(map(_text, unmatched))}." if unmatched else ""
+    head = ["tested on", "protocol", "system", "what it is", "languages", "full method", "changed", "change", "lower in"]
+    note = (
+        f"Against {_text(full)} on the same language, seed, split and protocol; in brackets the number of such pairs of cells, ±"
+        " the standard deviation over them. A change below zero means that the part helps. The accuracies are means over these"
+        " cells alone."
+    )
+    shown = [cell for cell in results.cells if cell.system in (full, *group(groups, "ablations"))]
+    return _table(head, table, 5, [note, _standard_errors(shown), missing])
+
+
+def cost(results: Results) -> str:
+    """Seconds of each stage and the machine, and which code the cells come from."""
+    taken: dict[tuple[str, ...], dict[Any, Stage]] = defaultdict(dict)
+    for cell in results.cells:
+        machine = f"{_text(cell.machine.model)}, {cell.machine.cores} cores, {cell.machine.threads} threads"
+        served = cell.languages_joint or (cell.language,)
+        for stage in cell.stages:
+            if stage.name == _STAGE_0:
+                # all the cells that started from a model report the one training of it
+                taken[_text(cell.started_from), "stage 0", machine, _NOTHING, "all"][cell.seed] = stage
+            else:
+                key = (_text(cell.system), _text(stage.name), machine, f"{cell.pool:,}", f"{len(served)}")
+                # measured on two splits it is two cells, but one run
+                taken[key][served, cell.seed] = stage
+    table = [
+        [
+            *(*key, f"{len(stages)}"),
+            f"{median(stage.steps for stage in stages.values()):,.0f}",
+            f"{median(stage.seconds for stage in stages.values()):,.1f}",
+        ]
+        for key, stages in taken.items()
+    ]
+    head = ["system", "stage", "machine", "pool", "languages", "runs", "steps", "seconds"]
+    note = "Steps and seconds are medians over the runs; languages: how many a run serves."
+    return _table(head, table, 3, [note, _provenance(results.cells)])
+
+
+def _main(results: Results, groups: Mapping[str, Sequence[str]], development: Sequence[str], protocol: Adapted) -> str:
+    systems, method = group(groups, "deciding"), method_of(groups)
+    cells = {system: results.of(system, protocol, "test") for system in {*systems, method, *group(groups, "rivals")}}
+    shown = [cell for found in cells.values() for cell in found]
+    if not any(cell.adapted for cell in shown):
+        return _NO_CELLS
+    languages = sorted({cell.language for cell in shown})
+    others = [language for language in languages if language not in development]
+
+    def line(name: str, sees: str, table: Series, show: Callable[[Summary | None], str], *, gain: bool) -> list[str]:
+        lost, judged = worse(table, languages)
+        return [
+            *(name, sees),
+            *(show(summary(list(table.get(language, {}).values()))) for language in languages),
+            *(_mean(table, some, show) for some in (languages, others)),
+            (f"{lost} of {judged}" if judged else _NOTHING) if gain else "",
+        ]
+
+    table = []
+    for system in systems:
+        sees = (protocol if cells[system][0].adapted else "zero-shot") if cells[system] else _NOTHING
+        table.append(line(_text(system), sees, series(cells[system], _accuracy), _value, gain=False))
+    for system in systems:
+        for start, gain in (("zero-shot", results.gain), ("plain zero-shot", results.gain_over_plain)):
+            if gains := series(cells[system], gain):
+                table.append(line(f"gain of {_text(system)} over {start}", "", gains, _gain, gain=True))
+    over_rivals = {
+        rival: difference(series(cells[method], _accuracy), series(cells[rival], _accuracy)) for rival in group(groups, "rivals")
+    }
+    best = _best_rival(over_rivals, languages)
+    for rival, gains in over_rivals.items():
+        name = f"gain of {_text(method)} over {_text(rival)}" + (", the best rival" if rival == best else "")
+        table.append(line(name, "", gains, _gain, gain=True))
+    marked = [f"{language}*" if language in development else language for language in languages]
+    note = (
+        "Accuracy in % on the test pairs and gains in points, ± the standard deviation over seeds, their number in brackets."
+        " Gains compare equal languages and seeds only, and a mean holds the seeds that all its languages have. A gain over"
+        " zero-shot is over the stage-0 model that the system started from; worse: languages whose mean gain is below zero."
+        " The best rival is the one that the method gains least over, among those that share the most languages with it."
+        " Means over different numbers of languages do not compare. * development language: choices were made on it."
+    )
+    care = (
+        "The languages are translations of the same pairs and three pairs share a premise, so a mean over languages is less"
+        " certain than its many pairs suggest."
+    )
+    head = ["system", "protocol", *marked, "mean", "mean without *", "worse"]
+    return _table(head, table, 2, [note, _standard_errors(shown), care])
+
+
+def _best_rival(over_rivals: Mapping[str, Series], languages: Sequence[str]) -> str | None:
+    means = {rival: over_languages(gains, languages) for rival, gains in over_rivals.items()}
+    known = {rival: (-shared, mean.mean) for rival, (mean, shared) in means.items() if mean is not None}
+    return min(known, key=lambda rival: known[rival], default=None)
+
+
+def _standard_errors(cells: Sequence[Cell]) -> str:
+    """How far chance alone moves an accuracy, and a difference of two models on the same pairs, by number of pairs."""
+    sentences = []
+    for n, some in sorted(_grouped(cells, lambda cell: cell.n).items()):
+        share = math.fsum(cell.accuracy for cell in some) / len(some)
+        sentence = f"One standard error at {n:,} pairs is {100 * math.sqrt(share * (1 - share) / n):.2f} points for an accuracy"
+        if errors := [_paired_error(cell.comparison) for cell in some if cell.comparison is not None]:
+            sentence += (
+                f" and {100 * median(errors):.2f} points for a gain over zero-shot, from the pairs that changed sides as in"
+                f" McNemar's test (median of {len(errors)} cells)"
+            )
+        sentences.append(sentence + ".")
+    return " ".join(sentences)
+
+
+def _paired_error(comparison: Mapping[str, Any]) -> float:
+    """Standard error of a difference of two shares of the same ``n`` pairs, from the pairs that changed sides."""
+    n, lost, won = comparison["n"], comparison["mcnemar"]["only_before"], comparison["mcnemar"]["only_after"]
+    return math.sqrt(lost + won - (won - lost) ** 2 / n) / n
+
+
+def _provenance(cells: Sequence[Cell]) -> str:
+    if not cells:
+        return ""
+    commits = Counter(cell.commit[:10] for cell in cells)
+    dirty = sum(cell.dirty for cell in cells)
+    listed = ", ".join(f"{_text(commit)} ({count})" for commit, count in sorted(commits.items()))
+    return f"{len(cells)} cells, by commit: {listed}; {dirty} of them from a tree with changes that were not committed."
+
+
+def _described(results: Results, systems: Iterable[str]) -> list[str]:
+    descriptions = _descriptions(results)
+    return [f"- {_text(system)}: {descriptions[system]}" for system in dict.fromkeys(systems) if system in descriptions]
+
+
+def _descriptions(results: Results) -> dict[str, str]:
+    return {cell.system: _text(cell.describes) for cell in results.cells}
+
+
+def _band(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """One band of several seeds, before → after."""
+    return " → ".join(_band_side([pair[side] for pair in pairs]) for side in ("before", "after"))
+
+
+def _band_side(bands: Sequence[Mapping[str, Any]]) -> str:
+    count = sum(band["count"] for band in bands)
+    if not count:
+        return "none"
+    return f"{100 * sum(band['correct'] for band in bands) / count:.1f} % of {count / len(bands):,.0f}"
+
+
+def _covered(comparisons: Sequence[Mapping[str, Any]], percent: int) -> str:
+    found = [row for comparison in comparisons for row in comparison["coverage"] if row["percent"] == percent]
+    return " → ".join(f"{100 * math.fsum(row[side] for row in found) / len(found):.1f}" for side in ("before", "after"))
+
+
+def _band_name(band: Mapping[str, Any]) -> str:
+    lower, upper = f"{band['lower']:g}", f"{band['upper']:g}"
+    return {"high": f"> {lower}", "middle": f"{lower}-{upper}", "low": f"< {upper}"}[band["band"]]
+
+
+def _accuracy(cell: Cell) -> float:
+    return cell.accuracy
+
+
+def _summary_of(cells: Iterable[Cell], value: Callable[[Cell], float | None]) -> Summary | None:
+    return summary([number for cell in cells if (number := value(cell)) is not None])
+
+
+def _flat(table: Series, like: Series | None = None) -> list[float]:
+    """The values of all languages and seeds; with ``like``, of those that it has."""
+    return [table[language][seed] for language, seeds in (table if like is None else like).items() for seed in seeds]
+
+
+def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[Any, list[Cell]]:
+    found: dict[Any, list[Cell]] = defaultdict(list)
+    for cell in sorted(cells, key=key):
+        found[key(cell)].append(cell)
+    return dict(found)
+
+
+def _value(found: Summary | None) -> str:
+    return _NOTHING if found is None else f"{100 * found.mean:.2f}{_deviation(found)} ({found.n})"
+
+
+def _gain(found: Summary | None) -> str:
+    if found is None:
+        return _NOTHING
+    # the z keeps a loss too small to show from being written as -0
+    return f"{100 * found.mean:+z.2f}{_deviation(found)} ({found.n})".replace("-", "−")
+
+
+def _deviation(found: Summary) -> str:
+    return "" if found.deviation is None else f" ± {100 * found.deviation:.2f}"
+
+
+def _mean(table: Series, languages: Sequence[str], show: Callable[[Summary | None], str]) -> str:
+    found, count = over_languages(table, languages)
+    return _NOTHING if not count else f"{show(found)}, {count} language{'s' if count > 1 else ''}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int, notes: Sequence[str]) -> str:
+    """Markdown; the first ``texts`` columns are left-aligned, the others hold numbers."""
+    if not rows:
+        return _NO_CELLS
+    rule = ["---" if place < texts else "---:" for place in range(len(head))]
+    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+    return "\n\n".join(["\n".join(lines), *(note for note in notes if note)])
+
+
+def _text(name: str) -> str:
+    """A name as it is: neither markup nor a marker nor a cell's border can come from it."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(" ".join(name.split()), quote=False))

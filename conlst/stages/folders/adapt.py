@@ -1,0 +1,229 @@
+"""Stages 1 and 2, and their rival, between artifact folders."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from conlst.contract.artifacts import MANIFEST, link_or_copy, read_manifest, verify
+from conlst.contract.config import Config
+from conlst.contract.labels import NAMES
+from conlst.data.pairs import fingerprint, read_pairs
+from conlst.model.folder import Model, load_model, save_model
+from conlst.stages.calibrate import calibrate
+from conlst.stages.folders.checkpoints import checkpoints_for
+from conlst.stages.folders.measure import accuracy
+from conlst.stages.folders.pairs import (
+    HISTORY,
+    KEPT_PAIRS,
+    hashes_of,
+    labels_of,
+    read_history,
+    source_pairs,
+    tokens_of,
+    translated_view,
+    write_json,
+)
+from conlst.stages.predict import predict_logits
+from conlst.stages.progress import MetricSink, Progress
+from conlst.stages.selflearn import self_learn
+from conlst.stages.selftrain import self_train
+from conlst.training import set_up_compute
+
+log = logging.getLogger(__name__)
+
+
+def calibrate_model(
+    config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
+) -> None:
+    """Stage 1: publish ``model`` calibrated on the pool of ``language``, unless ``out`` is that already."""
+    target, english = read_pairs(pool), source_pairs(model, source, config)
+    parents = _parents(model, pool, english)
+    if _is_made_from(out, config, parents):
+        return
+    start = load_model(model)
+    checkpoints = checkpoints_for(config, out, "calibrate", [config.calibrate.model_dump(), parents])
+    tokens = tokens_of(target, start)
+    probe = None if None in target["label"] else partial(accuracy, start, target, config)
+    trace = [(0, probe())] if probe and config.evaluate.probes else []
+    steps = calibrate(
+        start.classifier,
+        tokens,
+        tokens_of(english, start),
+        labels_of(english),
+        config,
+        checkpoints,
+        Progress("calibrate", sink),
+        probe,
+    )
+    trace += [(number, step.accuracy) for number, step in enumerate(steps, 1) if step.accuracy is not None]
+    history = {"steps": [asdict(step) for step in steps], "trace": trace}
+    _save_adapted(start, model, target, english, parents, language, out, config, "calibrate", history)
+    checkpoints.discard()
+
+
+def self_train_model(
+    config: Config,
+    model: Path,
+    pool: Path,
+    language: str,
+    out: Path,
+    source: Path | None = None,
+    sink: MetricSink | None = None,
+    teachers: Sequence[Path] = (),
+) -> None:
+    """Stage 2: publish ``model`` self-trained on the pool of ``language``, unless ``out`` is that already.
+
+    Args:
+        teachers: further models, for example source models of other seeds; the mean of their predictions and the model's own
+            gives the first pseudo-labels.
+    """
+    target, english = read_pairs(pool), source_pairs(model, source, config)
+    translated = translated_view(config, target, language)
+    parents = _parents(model, pool, english) | ({"translated": fingerprint(translated)} if translated else {})
+    parents |= {f"teacher{number}": read_manifest(teacher).digest for number, teacher in enumerate(teachers)}
+    if _is_made_from(out, config, parents):
+        return
+    start = load_model(model)
+    checkpoints = checkpoints_for(config, out, "selftrain", [config.selftrain.model_dump(), parents])
+    rounds = self_train(
+        start.classifier,
+        tokens_of(target, start),
+        tokens_of(translated, start) if translated else None,
+        tokens_of(english, start),
+        labels_of(english),
+        start.text,
+        config,
+        checkpoints,
+        Progress("selftrain", sink),
+        _mean_prediction([model, *teachers], target, config) if teachers else None,
+    )
+    history: dict[str, Any] = {"back_translation": translated is not None}
+    history["rounds"] = [
+        _round(target, done.selected, done.pseudo_labels, done.losses) | {"bars": done.bars, "changed": done.changed}
+        for done in rounds
+    ]
+    if sink:
+        for number, done in enumerate(history["rounds"]):
+            sink(_round_metrics(done), number)
+    _save_adapted(start, model, target, english, parents, language, out, config, "selftrain", history)
+    checkpoints.discard()
+
+
+def self_learn_model(
+    config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
+) -> None:
+    """The rival of stages 1 and 2: publish ``model`` after self-learning with uncertainty, unless ``out`` is that already."""
+    target, english = read_pairs(pool), source_pairs(model, source, config)
+    parents = _parents(model, pool, english)
+    if _is_made_from(out, config, parents):
+        return
+    start = load_model(model)
+    checkpoints = checkpoints_for(config, out, "selflearn", [config.selflearn.model_dump(), parents])
+    rounds = self_learn(
+        start.classifier,
+        tokens_of(target, start),
+        tokens_of(english, start),
+        labels_of(english),
+        config,
+        checkpoints,
+        Progress("selflearn", sink),
+        torch.tensor(target.class_encode_column("language")["language"]),
+    )
+    history = {"rounds": [_round(target, done.selected, done.pseudo_labels, done.losses) for done in rounds]}
+    _save_adapted(start, model, target, english, parents, language, out, config, "selflearn", history)
+    checkpoints.discard()
+
+
+def _mean_prediction(models: Sequence[Path], pool: Dataset, config: Config) -> Tensor:
+    set_up_compute(config.compute)
+    loaded = (load_model(model) for model in models)
+    predictions = [
+        predict_logits(one.classifier, tokens_of(pool, one), config.compute, config.evaluate.batch_tokens).softmax(1)
+        for one in loaded
+    ]
+    return torch.stack(predictions).mean(0)
+
+
+def _parents(model: Path, pool: Path, english: Dataset) -> dict[str, str]:
+    return {"model": read_manifest(model).digest, "pool": read_manifest(pool).digest, "source": fingerprint(english)}
+
+
+def _is_made_from(out: Path, config: Config, parents: dict[str, str]) -> bool:
+    if not (out / MANIFEST).exists():
+        return False
+    manifest = verify(out)
+    made = manifest.parents == parents and manifest.config == config.to_dict()
+    if made:
+        log.info("%s was made from the same before and is kept", out)
+    return made
+
+
+def _save_adapted(
+    start: Model,
+    model: Path,
+    pool: Dataset,
+    english: Dataset,
+    parents: dict[str, str],
+    language: str,
+    out: Path,
+    config: Config,
+    stage: str,
+    history: dict[str, Any],
+) -> None:
+    seen = {
+        role: torch.cat([start.seen.get(role, torch.empty(0, dtype=torch.int64)), hashes_of(pairs)]).unique()
+        for role, pairs in (("source", english), ("pool", pool))
+    }
+
+    def write_more(folder: Path) -> None:
+        kept = read_history(model)
+        # the losses of the source model are told in its own folder
+        write_json(folder / HISTORY, {key: kept[key] for key in ("calibrate",) if key in kept} | {stage: history})
+        if (model / KEPT_PAIRS).is_file():
+            link_or_copy(model / KEPT_PAIRS, folder / KEPT_PAIRS)
+
+    save_model(
+        replace(start, seen=seen),
+        out,
+        config=config.to_dict(),
+        parents=parents,
+        meta={"language": language, "languages": sorted(set(pool["language"])), "stage": stage},
+        write_more=write_more,
+    )
+
+
+def _round(pool: Dataset, selected: Sequence[bool], pseudo_labels: Sequence[int], losses: Sequence[float]) -> dict[str, Any]:
+    """What a round leaves in the history: counts and precision a class, not the pool's labels."""
+    chosen, pseudo = torch.tensor(selected), torch.tensor(pseudo_labels)
+    return {
+        "selected": torch.bincount(pseudo[chosen], minlength=len(NAMES)).tolist(),
+        "precision": _precision(pool, chosen, pseudo),
+        "losses": list(losses),
+    }
+
+
+def _round_metrics(done: dict[str, Any]) -> dict[str, float]:
+    metrics = {"selftrain/changed": done["changed"]}
+    for label, name in enumerate(NAMES):
+        metrics[f"selftrain/selected/{name}"] = done["selected"][label]
+        if done["bars"]:
+            metrics[f"selftrain/bar/{name}"] = done["bars"][label]
+        if done["precision"] and done["precision"][label] is not None:
+            metrics[f"selftrain/precision/{name}"] = done["precision"][label]
+    return metrics
+
+
+def _precision(pool: Dataset, selected: Tensor, pseudo: Tensor) -> list[float | None] | None:
+    """Of each class' selected pseudo-labels, where the pool happens to have labels; for the report, never for a decision."""
+    if None in pool["label"]:
+        return None
+    right = labels_of(pool) == pseudo
+    chosen = [selected & (pseudo == label) for label in range(3)]
+    return [right[mask].float().mean().item() if mask.any() else None for mask in chosen]

@@ -1,0 +1,136 @@
+"""Stage 0 between artifact folders: the model to start from."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset, concatenate_datasets
+
+from conlst.contract.artifacts import read_manifest, republish, verify
+from conlst.contract.config import Config
+from conlst.data.pairs import check_no_leak, fingerprint, read_pairs, require_labels
+from conlst.data.substitution import synonym_copies
+from conlst.data.synonyms import read_synonyms
+from conlst.model.backbones import load_backbone
+from conlst.model.folder import save_model
+from conlst.model.starter import load_starter
+from conlst.stages.folders.checkpoints import checkpoints_for
+from conlst.stages.folders.measure import accuracy
+from conlst.stages.folders.pairs import HISTORY, KEPT_PAIRS, hashes_of, labels_of, tokens_of, write_json
+from conlst.stages.metalearn import meta_learn
+from conlst.stages.progress import MetricSink, Progress
+from conlst.stages.source import train_source
+
+log = logging.getLogger(__name__)
+
+TRAIN, STARTER = "train", "starter"
+
+
+def provide_source_model(config: Config, given: str, pairs: Path, dev: Path, out: Path, sink: MetricSink | None = None) -> None:
+    """Publish the model to start from.
+
+    Args:
+        given: ``train`` fine-tunes the backbone on ``pairs``; ``starter`` builds the shipped model; else a model folder.
+    """
+    if given == TRAIN:
+        return train_source_model(config, pairs, out, dev, sink)
+    if given == STARTER:
+        return _save_starter(out)
+    verify(Path(given), "model")
+    return republish(Path(given), out)
+
+
+def train_source_model(
+    config: Config,
+    pairs: Path,
+    out: Path,
+    dev: Path | None = None,
+    sink: MetricSink | None = None,
+    auxiliary: Mapping[str, Path] | None = None,
+) -> None:
+    """Stage 0: publish the backbone fine-tuned on labelled English pairs, with its accuracy on ``dev``.
+
+    Args:
+        auxiliary: labelled pairs of the languages of ``source.meta_learning``.
+    """
+    source = read_pairs(pairs)
+    require_labels(source, str(pairs))
+    history: dict[str, Any] = {}
+    if dev is not None:
+        checked = read_pairs(dev)
+        require_labels(checked, str(dev))
+        check_no_leak(source, checked, ("the source data", "the development data"))
+    model = load_backbone(config.backbone, config.seed)
+    parents = {"pairs": read_manifest(pairs).digest}
+    parents |= {f"auxiliary/{language}": read_manifest(folder).digest for language, folder in (auxiliary or {}).items()}
+    trained, copies = _with_synonyms(source, config)
+    identity = [config.source.model_dump(), model.digest, parents, fingerprint(trained), fingerprint(copies) if copies else None]
+    checkpoints = checkpoints_for(config, out, "source", identity)
+    history["losses"] = train_source(
+        model.classifier,
+        tokens_of(trained, model),
+        labels_of(trained),
+        config,
+        checkpoints,
+        Progress("source", sink),
+        tokens_of(copies, model) if copies else None,
+        model.text,
+    )
+    learned = {"source": source}
+    if config.source.meta_learning:
+        learned |= {language: read_pairs(folder) for language, folder in (auxiliary or {}).items()}
+        tasks = {language: (tokens_of(one, model), labels_of(one)) for language, one in learned.items() if language != "source"}
+        meta_checkpoints = checkpoints_for(config, out, "metalearn", identity)
+        history["meta_losses"] = meta_learn(model.classifier, tasks, config, meta_checkpoints, Progress("metalearn", sink))
+        meta_checkpoints.discard()
+    meta: dict[str, Any] = {"language": "en", "pairs": len(source)}
+    if dev is not None:
+        meta |= {"dev_accuracy": accuracy(model, checked, config), "dev_pairs": len(checked)}
+        log.info("source model: %.2f %% on %d development pairs", 100 * meta["dev_accuracy"], len(checked))
+    chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(config.seed))[: config.source.keep_pairs]
+
+    def write_more(folder: Path) -> None:
+        write_json(folder / HISTORY, history)
+        if len(chosen):
+            kept = source.select(sorted(chosen.tolist())).with_format("arrow")[:]
+            pq.write_table(kept, folder / KEPT_PAIRS, compression="zstd")
+
+    save_model(
+        replace(model, seen={"source": torch.cat([hashes_of(one) for one in learned.values()]).unique()}),
+        out,
+        config=config.to_dict(),
+        parents=parents,
+        meta=meta,
+        write_more=write_more,
+    )
+    checkpoints.discard()
+
+
+def resolve_source_model(name: str, folder: Path) -> Path:
+    """A published model folder for ``starter`` or a path; the starter is built into ``folder`` unless it is there already."""
+    if name != STARTER:
+        path = Path(name)
+        read_manifest(path, "model")
+        return path
+    if not folder.exists():
+        _save_starter(folder)
+    return folder
+
+
+def _with_synonyms(source: Dataset, config: Config) -> tuple[Dataset, Dataset | None]:
+    """The pairs to train on, and one synonym copy of each where a robust training reads both side by side."""
+    if settings := config.source.synonyms:
+        copies = synonym_copies(source, read_synonyms(settings.table), settings.copies, config.seed)
+        return concatenate_datasets([source, copies]), None
+    if robust := config.source.ept_apt:
+        return source, synonym_copies(source, read_synonyms(robust.synonyms), 1, config.seed)
+    return source, None
+
+
+def _save_starter(out: Path) -> None:
+    model = load_starter()
+    save_model(model, out, config={}, parents={"starter": model.digest}, meta={"language": "en"})
