@@ -8,21 +8,20 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from conlst.contract.artifacts import publish, verify
 from conlst.contract.config import Compute, Optimisation
 from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
 from conlst.data.batching import shuffled_batches
-from conlst.model.encoder import PairClassifier
 from conlst.runtime.cpu import available_cpus
 
 log = logging.getLogger(__name__)
@@ -120,6 +119,14 @@ def plan_batches(lengths: Tensor, budget: int, epochs: int, *seed: int | str) ->
     ]
 
 
+class Trainable(Protocol):
+    """What a :class:`Trainer` can train: a classifier, or one with what learns beside it."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def heads(self) -> list[nn.Parameter]: ...
+
+
 class Trainer:
     """Adam with a linear schedule over the parameters that train, their moving average, and its checkpoints.
 
@@ -135,7 +142,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: PairClassifier,
+        model: Trainable,
         optimisation: Optimisation,
         total_steps: int,
         checkpoints: Checkpoints | None = None,

@@ -85,7 +85,7 @@ def example() -> list[Cell]:
     cells += [cell("sl-lou", lang, 13, right, ZERO_SHOT[lang][13]) for lang, right in {"fr": 141, "sw": 121, "ur": 119}.items()]
     cells += [cell("robust", lang, 13, right, started_from="robust") for lang, right in {"fr": 143, "sw": 122, "ur": 117}.items()]
     cells += [cell("no-mixup", "fr", 13, 142, 140), cell("no-mixup", "fr", 14, 144, 142), cell("no-mixup", "sw", 13, 121, 120)]
-    cells += [cell("no-source", "ur", 13, 110, 118)]
+    cells += [cell("no-source", "ur", 13, 110, 118), cell("no-source", "sw", 13, 126, 120)]
     cells += [cell("conl", lang, 13, right, ZERO_SHOT[lang][13]) for lang, right in {"fr": 141, "ur": 117}.items()]
     cells += [cell("nl", "fr", 13, 131, 140)]
     return cells
@@ -413,7 +413,9 @@ class TestAblations:
         assert (row["full method"], row["changed"]) == tuple(
             f"{100 * mean(counts) / N:.2f}" for counts in ((144, 143, 126), (142, 144, 121))
         )
-        assert row_of(blocks["ablations"], system="no-source")["change"] == shown([-2], gain=True)
+        # equal is not lower
+        source = row_of(blocks["ablations"], system="no-source")
+        assert (source["change"], source["lower in"]) == (shown([0, -2], gain=True), "1 of 2")
 
     def test_one_without_cells_is_named(self, blocks: dict[str, str]) -> None:
         assert "Without a cell to compare yet: never-run." in blocks["ablations"]

@@ -408,6 +408,15 @@ def test_a_nan_loss_stops_names_pairs_and_moves_nothing(world: World, monkeypatc
     assert all(tensor.equal(world.start.classifier.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+def test_the_scale_is_float32_whatever_the_autocast(world: World) -> None:
+    learner = UncertainClassifier(copy.deepcopy(world.start.classifier), 2)
+    torch.nn.init.ones_(learner.log_scale.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, log_scale = learner(*world.pool.batch(torch.arange(4)))
+    assert logits.dtype == log_scale.dtype == torch.float32
+    assert log_scale.shape == (4,)
+
+
 @pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
 def test_bf16_trains_and_resumes(world: World, tmp_path: Path, uncertainty: str) -> None:
     raw = world.config(uncertainty).to_dict()

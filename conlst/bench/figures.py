@@ -12,24 +12,24 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from conlst.bench.cell import Cell
 from conlst.bench.pairing import Adapted, Results, group, series
-from conlst.reports.figures import (
-    _AFTER,
-    _CLEAN,
-    _INK,
-    _NOISY,
-    _QUIET,
-    _WHOLE,
-    _card,
-    _legend_below,
-    _percent,
-    _tenths,
-    _thousands,
+from conlst.reports.style import (
+    AFTER,
+    CLEAN,
+    INK,
+    NOISY,
+    QUIET,
+    WHOLE,
+    card,
+    legend_below,
+    percent,
+    tenths,
+    thousands,
 )
 
 _COLUMNS = 3
 # the calibrating systems of figure 5, then markers: a grey copy still tells them apart
-_LINES = ((_CLEAN, "o"), (_NOISY, "s"), (_AFTER, "^"), ("#CC79A7", "D"), ("#56B4E9", "v"), (_QUIET, "x"))
-_points = FuncFormatter(lambda value, _: f"{100 * value:+z.1f}")
+_LINES = ((CLEAN, "o"), (NOISY, "s"), (AFTER, "^"), ("#CC79A7", "D"), ("#56B4E9", "v"), (QUIET, "x"))
+_points = FuncFormatter(lambda value, _: f"{100 * value:+z.1f}" if value else "0")
 
 
 def draw(cells: Iterable[Cell], groups: Mapping[str, Sequence[str]], languages: Sequence[str], folder: Path) -> list[Path]:
@@ -73,7 +73,7 @@ def noise_by_confidence(cells: Sequence[Cell], path: Path) -> Path:
     """
     one = cells[0]
     title, facts = f"{one.system}: clean and noisy pairs by confidence", f"{_pairs(cells)} of {one.tested}, {_adapted_on(cells)}"
-    with _card(path, (9.6, 1.6 + 2.3 * len(cells)), title, facts, _languages(cells), one.protocol) as figure:
+    with card(path, (9.6, 1.6 + 2.3 * len(cells)), title, facts, _languages(cells), one.protocol) as figure:
         panels = figure.subplots(len(cells), 2, sharex=True, sharey=True, squeeze=False)
         for cell, row in zip(cells, panels, strict=True):
             for side, panel in zip(("before", "after"), row, strict=True):
@@ -83,10 +83,10 @@ def noise_by_confidence(cells: Sequence[Cell], path: Path) -> Path:
             row[0].set_ylabel("pairs")
         for panel in panels[-1]:
             panel.set_xlabel("confidence")
-        panels[0][0].xaxis.set_major_formatter(_percent)
-        panels[0][0].yaxis.set_major_locator(MaxNLocator("auto", **_WHOLE))
-        panels[0][0].yaxis.set_major_formatter(_thousands)
-        _legend_below(figure, panels[0][0].get_legend_handles_labels()[0])
+        panels[0][0].xaxis.set_major_formatter(percent)
+        panels[0][0].yaxis.set_major_locator(MaxNLocator("auto", **WHOLE))
+        panels[0][0].yaxis.set_major_formatter(thousands)
+        legend_below(figure, panels[0][0].get_legend_handles_labels()[0])
     return path
 
 
@@ -102,7 +102,7 @@ def accuracy_along_stage_1(traced: Mapping[str, Mapping[str, Sequence[Cell]]], p
     columns = min(_COLUMNS, len(traced))
     rows = -(-len(traced) // columns)
     title, facts = "Accuracy along stage 1", f"{_adapted_on(cells)}, whose accuracy this is; a line a seed"
-    with _card(path, (max(6.4, 3.4 * columns), 1.8 + 2.4 * rows), title, facts, _languages(cells), protocol) as figure:
+    with card(path, (max(6.4, 3.4 * columns), 1.8 + 2.4 * rows), title, facts, _languages(cells), protocol) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for panel, language in zip_longest(panels.flat, traced):
             if language is None:
@@ -114,7 +114,7 @@ def accuracy_along_stage_1(traced: Mapping[str, Mapping[str, Sequence[Cell]]], p
             panel.set_xlabel("optimiser step")
         for row in panels:
             row[0].set_ylabel("accuracy")
-        _legend_below(figure, [_line(place, system) for place, system in enumerate(systems)])
+        legend_below(figure, [_line(place, system) for place, system in enumerate(systems)])
     return path
 
 
@@ -124,26 +124,25 @@ def gain_by_language(results: Results, gained: Mapping[str, Sequence[Cell]], pat
     languages = sorted({cell.language for cell in cells})
     title, facts = "Accuracy gained over zero-shot", f"{_pairs(cells)} of {cells[0].tested}; a dot a seed, lines: their mean"
     size = (max(6.4, 2 + 0.55 * len(languages)), 1.6 + 2.0 * len(gained))
-    with _card(path, size, title, facts, _languages(cells), cells[0].protocol) as figure:
+    with card(path, size, title, facts, _languages(cells), cells[0].protocol) as figure:
         panels = figure.subplots(len(gained), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for panel, (system, found) in zip(panels, gained.items(), strict=True):
             table = series(found, results.gain)
             seeds = {seed for row in table.values() for seed in row}
-            panel.axhline(0, color=_INK, linewidth=1)
+            panel.axhline(0, color=INK, linewidth=1)
             for place, language in enumerate(languages):
                 _gains(panel, place, list(table.get(language, {}).values()))
             panel.set_title(f"{system}, {_count(len(table), 'language')}, {_count(len(seeds), 'seed')}", loc="left", fontsize=10)
             panel.set_ylabel("points")
             panel.grid(visible=False, axis="x")
-        panels[0].margins(y=0.15)
+            panel.margins(y=0.15)
         panels[0].yaxis.set_major_formatter(_points)
         panels[-1].set_xticks(range(len(languages)), languages)
         panels[-1].set_xlim(-0.6, len(languages) - 0.4)
         handles = [
-            Line2D([], [], color=colour, marker="o", label=name)
-            for colour, name in ((_AFTER, "mean gain"), (_NOISY, "mean loss"))
+            Line2D([], [], color=colour, marker="o", label=name) for colour, name in ((AFTER, "mean gain"), (NOISY, "mean loss"))
         ]
-        _legend_below(figure, handles)
+        legend_below(figure, handles)
     return path
 
 
@@ -154,8 +153,8 @@ def _noise(panel: Axes, histogram: Mapping[str, Any], side: str) -> tuple[int, i
     )
     width = np.diff(edges)
     # noisy pairs stand on the axis, so that their heights compare across bins and panels
-    panel.bar(edges[:-1], noisy, width, align="edge", color=_NOISY, edgecolor="white", hatch="//", label="noisy (wrong)")
-    panel.bar(edges[:-1], clean, width, noisy, align="edge", color=_CLEAN, edgecolor="white", label="clean (right)")
+    panel.bar(edges[:-1], noisy, width, align="edge", color=NOISY, edgecolor="white", hatch="//", label="noisy (wrong)")
+    panel.bar(edges[:-1], clean, width, noisy, align="edge", color=CLEAN, edgecolor="white", label="clean (right)")
     panel.set_xlim(edges[0], edges[-1])
     panel.grid(visible=False, axis="x")
     return int(noisy.sum()), int(clean.sum())
@@ -168,8 +167,8 @@ def _traces(panel: Axes, found: Mapping[str, Sequence[Cell]], systems: Sequence[
             panel.add_line(_line(systems.index(system), system, steps, values))
     panel.autoscale_view()
     panel.margins(y=0.15)
-    panel.xaxis.set_major_locator(MaxNLocator(4, **_WHOLE))
-    panel.yaxis.set_major_formatter(_tenths)
+    panel.xaxis.set_major_locator(MaxNLocator(4, **WHOLE))
+    panel.yaxis.set_major_formatter(tenths)
 
 
 def _gains(panel: Axes, place: int, values: list[float]) -> None:
@@ -177,7 +176,7 @@ def _gains(panel: Axes, place: int, values: list[float]) -> None:
     if not values:
         return
     mean = sum(values) / len(values)
-    colour = _AFTER if mean >= 0 else _NOISY
+    colour = AFTER if mean >= 0 else NOISY
     panel.hlines(mean, place - 0.3, place + 0.3, color=colour, linewidth=2)
     panel.plot([place] * len(values), values, linestyle="none", marker="o", markersize=5, color=colour, alpha=0.6)
 

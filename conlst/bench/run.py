@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from conlst.bench.cell import Cell, Machine, Stage, cell_path, read_cell, write_cell
+from conlst.bench.cell import Cell, Machine, Stage, read_cell, write_cell
 from conlst.bench.matrix import SOURCE_LANGUAGE, Matrix, Planned, Stage0, System, Translate
 from conlst.contract.artifacts import canonical_json, read_manifest
 from conlst.contract.config import Config, load_config, with_settings
@@ -42,32 +42,37 @@ def run_matrix(
 
     Args:
         data: what ``{data}`` stands for in the matrix.
-        subset: take only the first pairs of every file, to see that a matrix runs.
+        work: for one run at a time; an interrupted one goes on from what is there.
+        subset: take only a random draw of this many pairs of every split, to see that a matrix runs.
         systems: compute only these; all if empty.
 
     Returns:
         Counts: ``planned``, ``done`` now, ``kept`` from before.
 
     Raises:
-        ConfigError: if files are missing, or a system of ``systems`` is not in the matrix.
+        ConfigError: before anything is computed, if settings are wrong or files are missing, or if a system of ``systems`` is not
+            in the matrix.
     """
     for name in systems:
         if name not in matrix.systems:
             raise ConfigError(f"the matrix has no system {name!r}; it has {', '.join(sorted(matrix.systems))}")
+    if subset is not None and subset < 1:
+        raise ConfigError(f"a subset of {subset} pairs is none; give at least 1")
     plan = [cell for cell in matrix.plan() if not systems or cell.system in systems]
     bench = Bench(matrix, data, work, results, subset)
-    counts = {"planned": len(plan), "done": 0, "kept": 0}
-    for scope, cells in groupby(plan, key=lambda cell: (cell.seed, cell.languages, cell.pool)):
-        shared = work / "shared" / _digest([*map(str, scope)])
+    missing = {cell for cell in plan if not bench.is_done(cell)}
+    for cell in missing:
+        bench.require_files(cell)
+    done = 0
+    for scope, cells in groupby(plan, key=lambda cell: (cell.seed, cell.languages)):
+        shared = work / "shared" / _digest(scope)
         for cell in cells:
-            if bench.is_done(cell):
-                counts["kept"] += 1
-                continue
-            bench.compute(cell, shared)
-            counts["done"] += 1
-            log.info("%d of %d cells: %s", counts["done"] + counts["kept"], len(plan), _path(cell))
+            if cell in missing:
+                bench.compute(cell, shared)
+                done += 1
+                log.info("%d of %d cells: %s", done, len(missing), cell.path)
         shutil.rmtree(shared, ignore_errors=True)
-    return counts
+    return {"planned": len(plan), "done": done, "kept": len(plan) - len(missing)}
 
 
 @dataclass(frozen=True)
@@ -81,23 +86,42 @@ class Bench:
     subset: int | None = None
 
     def is_done(self, planned: Planned) -> bool:
-        """Whether the cell's JSON is there and was made from the same configuration."""
-        file = self._file(planned)
+        """Whether the cell's JSON is there and was made from the same settings and files.
+
+        Raises:
+            ConfigError: if a setting of the cell is wrong, or a split has no file for it.
+        """
+        identity, file = self._identity(planned), self.results / planned.path
         if not file.is_file():
             return False
-        made = read_cell(file).config_digest == self._identity(planned)
+        made = read_cell(file).config_digest == identity
         if not made:
             log.info("%s was made from another configuration and is made again", file)
         return made
 
+    def require_files(self, planned: Planned) -> None:
+        """Look for what a cell reads, so that a missing file is told before hours of training.
+
+        Raises:
+            ConfigError: naming the first one that is missing.
+        """
+        system = self.matrix.systems[planned.system]
+        if system.stages or self.matrix.stage0[system.start].model is None:
+            self._source_files()
+            self._expand(self.matrix.source_dev)
+        for split in (*planned.pool, planned.tested):
+            for language in {*planned.languages, planned.language}:
+                self._expand(self.matrix.file(split, language))
+
     def compute(self, planned: Planned, shared: Path) -> None:
         """Compute one cell and write it."""
         system = self.matrix.systems[planned.system]
-        config = self._config(planned.seed, system)
+        config = self._config(planned.system, planned.seed)
         start = self._source_model(system.start, planned.seed)
         tested = self._pairs((planned.tested,), (planned.language,), config)
         # evaluated once for all the systems that begin with this source model
-        before = self.work / "zero-shot" / _digest([read_manifest(start).digest, read_manifest(tested).digest])
+        measures = [read_manifest(start).digest, read_manifest(tested).digest, _measures(config)]
+        before = self.work / "zero-shot" / _digest(measures)
         if not before.exists():
             folders.evaluate_model(config, start, tested, planned.language, before)
         reports: list[Stage] = []
@@ -135,30 +159,37 @@ class Bench:
         english = self._english(self.matrix.stage0[system.start], config)
         language = planned.language if len(planned.languages) == 1 else SEVERAL
         teachers = [self._source_model(system.start, seed) for seed in system.teachers]
+        # not the models' digests after the first: those tell the settings of stages to come, in which the systems differ
+        made_from: list[Any] = [read_manifest(folder).digest for folder in (start, pool, english)]
+        made_from += [config.seed, config.compute.precision, _measures(config)]
         model, reports = start, list[Stage]()
         for stage in system.stages:
-            identity = [read_manifest(model).digest, stage, getattr(config, stage).model_dump(), [str(t) for t in teachers]]
-            out = shared / f"{stage}-{_digest(identity)}"
-            with _timed(out):
-                if stage == "calibrate":
-                    folders.calibrate_model(config, model, pool, language, out, english)
-                elif stage == "selftrain":
-                    folders.self_train_model(config, model, pool, language, out, english, teachers=teachers)
-                else:
-                    folders.self_learn_model(config, model, pool, language, out, english)
+            made_from = [made_from, stage, getattr(config, stage).model_dump(mode="json")]
+            if stage == "selftrain":
+                made_from += [read_manifest(teacher).digest for teacher in teachers]
+            out = shared / f"{stage}-{_digest(made_from)}"
+            if not _is_made(out):
+                with _timed(out):
+                    if stage == "calibrate":
+                        folders.calibrate_model(config, model, pool, language, out, english)
+                    elif stage == "selftrain":
+                        folders.self_train_model(config, model, pool, language, out, english, teachers=teachers)
+                    else:
+                        folders.self_learn_model(config, model, pool, language, out, english)
             reports.append(_report(stage, out))
             model = out
         return model, reports
 
     def _source_model(self, name: str, seed: int) -> Path:
         stage0 = self.matrix.stage0[name]
-        config = self._stage0_config(stage0, seed)
         if stage0.model is not None:
             return folders.resolve_source_model(stage0.model, self.work / "starter")
-        out = self.work / "source" / f"{name}-{seed}-{_digest([config.to_dict(), stage0.model_dump(), self.subset])}"
-        if not out.exists():
-            english = self._english(stage0, config)
-            dev = self._ingested("source_dev", [self._expand(self.matrix.source_dev)], SOURCE_LANGUAGE, config)
+        config = self._stage0_config(name, seed)
+        english = self._english(stage0, config)
+        dev = self._ingested("source_dev", self._expand(self.matrix.source_dev), SOURCE_LANGUAGE, config)
+        made_from = [_settings(config), _recipe(stage0), read_manifest(english).digest, read_manifest(dev).digest, self.subset]
+        out = self.work / "source" / f"{name}-{seed}-{_digest(made_from)}"
+        if not _is_made(out):
             auxiliary = {}
             if stage0.translate:
                 translated = self._translated(stage0.translate, config)
@@ -176,23 +207,21 @@ class Bench:
 
     def _english(self, stage0: Stage0, config: Config) -> Path:
         """The labelled English pairs of a source model: what it learned from, and what later stages train along."""
-        return self._ingested(
-            "source", [self._expand(pattern) for pattern in self.matrix.source], SOURCE_LANGUAGE, config, stage0.pairs
-        )
+        return self._ingested("source", self._source_files(), SOURCE_LANGUAGE, config, stage0.pairs)
 
     def _translated(self, translate: Translate, config: Config) -> Path:
-        english = self._ingested(
-            "source", [self._expand(pattern) for pattern in self.matrix.source], SOURCE_LANGUAGE, config, translate.pairs
-        )
+        english = self._ingested("source", self._source_files(), SOURCE_LANGUAGE, config, translate.pairs)
         out = self.work / "pairs" / f"translated-{_digest([read_manifest(english).digest, translate.model_dump()])}"
         if not out.exists():
             folders.translate_training_pairs(english, translate.backend, translate.path, out)
         return out
 
     def _pairs(self, splits: tuple[str, ...], languages: tuple[str, ...], config: Config) -> Path:
+        # each split by itself: a subset of a split is then the same pairs in the pool and in the test
         made = [
-            self._ingested("test", [self._expand(self.matrix.file(split, language)) for split in splits], language, config)
+            self._ingested("test", self._expand(self.matrix.file(split, language)), language, config)
             for language in languages
+            for split in splits
         ]
         return self._merged(made) if len(made) > 1 else made[0]
 
@@ -202,47 +231,68 @@ class Bench:
             merge_pairs(parts, out)
         return out
 
-    def _ingested(
-        self, role: str, sources: Iterable[Sequence[str]], language: str, config: Config, limit: int | None = None
-    ) -> Path:
-        files = [file for found in sources for file in found]
+    def _ingested(self, role: str, files: Sequence[str], language: str, config: Config, limit: int | None = None) -> Path:
         limit = min(filter(None, (limit, self.subset)), default=None)
         stamp = [(file, Path(file).stat().st_mtime_ns) if Path(file).exists() else file for file in files]
-        out = self.work / "pairs" / f"{role}-{language}-{_digest([stamp, config.data.model_dump(mode='json'), limit])}"
+        # what is drawn is the same for all seeds of the matrix
+        seed = self._profile().seed
+        data = config.data.model_dump(mode="json")
+        out = self.work / "pairs" / f"{role}-{language}-{_digest([stamp, data, limit, seed])}"
         if not out.exists():
-            folders.ingest(config, role, files, language, out, limit)
+            folders.ingest(config.model_copy(update={"seed": seed}), role, files, language, out, limit)
         return out
 
-    def _file(self, planned: Planned) -> Path:
-        return self.results / _path(planned)
+    def _source_files(self) -> list[str]:
+        return [file for pattern in self.matrix.source for file in self._expand(pattern)]
 
     def _expand(self, pattern: str) -> list[str]:
-        path = Path(pattern.replace("{data}", str(self.data)))
-        if "*" not in path.name:
-            return [pattern.replace("{data}", str(self.data))]
-        if found := sorted(str(file) for file in path.parent.glob(path.name)):
-            return found
-        raise ConfigError(f"no file is named {path}; give the folder of the data with --data")
+        address = pattern.replace("{data}", str(self.data))
+        path = Path(address)
+        if "*" in path.name:
+            found = sorted(str(file) for file in path.parent.glob(path.name))
+        else:
+            found = [address] if path.is_file() or "{data}" not in pattern else []
+        if not found:
+            raise ConfigError(f"no file is named {address}; give the folder of the data with --data")
+        return found
 
-    def _stage0_config(self, stage0: Stage0, seed: int) -> Config:
-        return with_settings(load_config(self.matrix.config), {**self.matrix.settings, **stage0.settings, "seed": seed})
+    def _profile(self) -> Config:
+        return with_settings(load_config(self.matrix.config), self.matrix.settings)
 
-    def _config(self, seed: int, system: System) -> Config:
-        return with_settings(self._stage0_config(self.matrix.stage0[system.start], seed), system.settings)
+    def _stage0_config(self, name: str, seed: int) -> Config:
+        with _named(f"stage0.{name}"):
+            return with_settings(self._profile(), {**self.matrix.stage0[name].settings, "seed": seed})
+
+    def _config(self, name: str, seed: int) -> Config:
+        system = self.matrix.systems[name]
+        config = self._stage0_config(system.start, seed)
+        with _named(f"systems.{name}"):
+            return with_settings(config, system.settings)
 
     def _identity(self, planned: Planned) -> str:
-        """What the cell is made from; files are told apart by the protocol's names, their content by the model's leak checks."""
-        system = self.matrix.systems[planned.system]
-        stage0 = self.matrix.stage0[system.start]
-        used = {"backbone", "source", "data", "seed", "compute", *system.stages}
-        config = {name: section for name, section in self._config(planned.seed, system).to_dict().items() if name in used}
-        return _digest(
-            [config, system.stages, system.teachers, stage0.model_dump(exclude={"describes"}), str(_path(planned)), self.subset]
-        )
+        """What the cell is made from. Files count by their names in the matrix, so that a cell stays when the data is gone."""
+        matrix, system = self.matrix, self.matrix.systems[planned.system]
+        config = self._config(planned.system, planned.seed)
+        pool = [matrix.file(split, language) for language in planned.languages for split in planned.pool]
+        files = [matrix.source, matrix.source_dev, pool, matrix.file(planned.tested, planned.language)]
+        settings = [_settings(config, *system.stages), _measures(config), _recipe(matrix.stage0[system.start])]
+        return _digest([str(planned.path), settings, system.stages, system.teachers, files, self.subset])
 
 
-def _path(planned: Planned) -> Path:
-    return cell_path(planned.system, planned.language, planned.protocol, planned.tested, planned.seed)
+def _settings(config: Config, *stages: str) -> dict[str, Any]:
+    """What a model depends on after these stages. Threads and checkpoints change how long it takes."""
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in ("backbone", "data", "source", *stages)}
+    return sections | {"seed": config.seed, "precision": config.compute.precision}
+
+
+def _measures(config: Config) -> dict[str, Any]:
+    """What an evaluation depends on besides model and pairs."""
+    return config.evaluate.model_dump(mode="json", exclude={"batch_tokens"})
+
+
+def _recipe(stage0: Stage0) -> dict[str, Any]:
+    """What a source model is made by besides the settings of its configuration."""
+    return stage0.model_dump(mode="json", exclude={"describes", "settings"})
 
 
 def _digest(value: Any) -> str:
@@ -250,13 +300,28 @@ def _digest(value: Any) -> str:
 
 
 @contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Say in which part of the matrix a wrong setting stands."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{part}: {error}") from None
+
+
+def _is_made(out: Path) -> bool:
+    """Whether ``out`` is there with its time; what was killed between the two is cleared away, to be made again."""
+    if _seconds_file(out).exists() and out.exists():
+        return True
+    shutil.rmtree(out, ignore_errors=True)
+    return False
+
+
+@contextmanager
 def _timed(out: Path) -> Iterator[None]:
-    """Keep the wall time of what makes ``out`` beside it; what was there already keeps the time that it took then."""
-    had = out.exists()
+    """Keep the wall time of what makes ``out`` beside it; of a stage that was killed, the time since it went on."""
     began = time.monotonic()
     yield
-    if not had:
-        _seconds_file(out).write_text(str(time.monotonic() - began))
+    _seconds_file(out).write_text(str(time.monotonic() - began))
 
 
 def _seconds_file(out: Path) -> Path:

@@ -141,7 +141,7 @@ def self_learn(
                 pseudo[taken] = predicted
                 _report(number, selected, pseudo)
         plan = _plan(pool, source, pseudo, config, number, warming)
-        trainer = Trainer(learner, stage, len(plan), checkpoints)  # type: ignore[arg-type]
+        trainer = Trainer(learner, stage, len(plan), checkpoints)
         if kept:
             trainer.restore(kept)
             kept = None

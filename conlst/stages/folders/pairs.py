@@ -41,13 +41,14 @@ def ingest(
         limit: keep a random draw of this many pairs, by ``config.seed``.
 
     Returns:
-        The report of the checks.
+        The report of the checks, which are made before anything is drawn.
     """
     genres = config.data.genres if role == "source" else ()
     ingested = load_source(sources, language=language, genres=genres, max_bad_share=config.data.max_bad_share)
     if limit is not None and limit < len(ingested.pairs):
         chosen = torch.randperm(len(ingested.pairs), generator=torch.Generator().manual_seed(config.seed))[:limit]
-        ingested = replace(ingested, pairs=ingested.pairs.select(sorted(chosen.tolist())))
+        report = {**ingested.report, "drawn": limit}
+        ingested = replace(ingested, pairs=ingested.pairs.select(sorted(chosen.tolist())), report=report)
     write_pairs(ingested, out, config=config.data.model_dump(mode="json"))
     return ingested.report
 

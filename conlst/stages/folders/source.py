@@ -12,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 
 from conlst.contract.artifacts import read_manifest, republish, verify
 from conlst.contract.config import Config
+from conlst.contract.errors import ConfigError
 from conlst.data.pairs import check_no_leak, fingerprint, read_pairs, require_labels
 from conlst.data.substitution import synonym_copies
 from conlst.data.synonyms import read_synonyms
@@ -56,9 +57,13 @@ def train_source_model(
 
     Args:
         auxiliary: labelled pairs of the languages of ``source.meta_learning``.
+
+    Raises:
+        ConfigError: if the auxiliary languages are not those of the configuration.
     """
     source = read_pairs(pairs)
     require_labels(source, str(pairs))
+    _require_languages(auxiliary or {}, config)
     history: dict[str, Any] = {}
     if dev is not None:
         checked = read_pairs(dev)
@@ -80,10 +85,9 @@ def train_source_model(
         tokens_of(copies, model) if copies else None,
         model.text,
     )
-    learned = {"source": source}
-    if config.source.meta_learning:
-        learned |= {language: read_pairs(folder) for language, folder in (auxiliary or {}).items()}
-        tasks = {language: (tokens_of(one, model), labels_of(one)) for language, one in learned.items() if language != "source"}
+    learned = {language: read_pairs(folder) for language, folder in (auxiliary or {}).items()}
+    if learned:
+        tasks = {language: (tokens_of(one, model), labels_of(one)) for language, one in learned.items()}
         meta_checkpoints = checkpoints_for(config, out, "metalearn", identity)
         history["meta_losses"] = meta_learn(model.classifier, tasks, config, meta_checkpoints, Progress("metalearn", sink))
         meta_checkpoints.discard()
@@ -100,7 +104,7 @@ def train_source_model(
             pq.write_table(kept, folder / KEPT_PAIRS, compression="zstd")
 
     save_model(
-        replace(model, seen={"source": torch.cat([hashes_of(one) for one in learned.values()]).unique()}),
+        replace(model, seen={"source": torch.cat([hashes_of(one) for one in (source, *learned.values())]).unique()}),
         out,
         config=config.to_dict(),
         parents=parents,
@@ -129,6 +133,16 @@ def _with_synonyms(source: Dataset, config: Config) -> tuple[Dataset, Dataset | 
     if robust := config.source.ept_apt:
         return source, synonym_copies(source, read_synonyms(robust.synonyms), 1, config.seed)
     return source, None
+
+
+def _require_languages(auxiliary: Mapping[str, Path], config: Config) -> None:
+    """Meta-learning comes after the fine-tuning; that it cannot begin should be known before."""
+    meta = config.source.meta_learning
+    if (wanted := set(meta.languages if meta else ())) != set(auxiliary):
+        raise ConfigError(
+            f"source.meta_learning has the languages {', '.join(sorted(wanted)) or 'none'}, and there are auxiliary pairs of"
+            f" {', '.join(sorted(auxiliary)) or 'none'}; give pairs of each"
+        )
 
 
 def _save_starter(out: Path) -> None:
