@@ -163,7 +163,7 @@ class Matrix(Section):
         for name, system in self.systems.items():
             _known(system.start, self.stage0, f"systems.{name}.start")
             if system.teachers and self.stage0[system.start].model is not None:
-                raise ValueError(f"systems.{name}.teachers: {system.start} is one model for every seed and has no others to teach")
+                raise ValueError(f"systems.{name}.teachers: {system.start} is one model whatever the seed")
         for number, run in enumerate(self.runs):
             for name in run.systems:
                 _known(name, self.systems, f"runs.{number}.systems")

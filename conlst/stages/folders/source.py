@@ -63,7 +63,8 @@ def train_source_model(
     """
     source = read_pairs(pairs)
     require_labels(source, str(pairs))
-    _require_languages(auxiliary or {}, config)
+    learned = {language: read_pairs(folder) for language, folder in (auxiliary or {}).items()}
+    _require_auxiliary(learned, config)
     history: dict[str, Any] = {}
     if dev is not None:
         checked = read_pairs(dev)
@@ -85,7 +86,6 @@ def train_source_model(
         tokens_of(copies, model) if copies else None,
         model.text,
     )
-    learned = {language: read_pairs(folder) for language, folder in (auxiliary or {}).items()}
     if learned:
         tasks = {language: (tokens_of(one, model), labels_of(one)) for language, one in learned.items()}
         meta_checkpoints = checkpoints_for(config, out, "metalearn", identity)
@@ -135,8 +135,10 @@ def _with_synonyms(source: Dataset, config: Config) -> tuple[Dataset, Dataset | 
     return source, None
 
 
-def _require_languages(auxiliary: Mapping[str, Path], config: Config) -> None:
+def _require_auxiliary(auxiliary: Mapping[str, Dataset], config: Config) -> None:
     """Meta-learning comes after the fine-tuning; that it cannot begin should be known before."""
+    for language, pairs in auxiliary.items():
+        require_labels(pairs, f"the auxiliary pairs of {language}")
     meta = config.source.meta_learning
     if (wanted := set(meta.languages if meta else ())) != set(auxiliary):
         raise ConfigError(
