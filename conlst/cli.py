@@ -213,15 +213,27 @@ def bench(options: argparse.Namespace) -> Result:
 
     matrix = read_matrix(options.matrix)
     result: Result = {"results": str(options.out)}
+    if options.document:
+        # a document that cannot be filled is told before hours of training
+        fill(_read(options.document), dict.fromkeys(blocks([], matrix.groups, matrix.development), ""))
+    elif options.tables_only:
+        raise ConfigError("--tables-only makes the tables of a document; name it with --document")
     if not options.tables_only:
         result |= run_matrix(matrix, options.data, options.work, options.out, options.subset, options.system)
     if options.document:
         cells = read_cells(options.out)
         tables = blocks(cells, matrix.groups, matrix.development)
-        options.document.write_text(fill(options.document.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        options.document.write_text(fill(_read(options.document), tables), encoding="utf-8")
         figures = draw(cells, matrix.groups, matrix.development, options.document.parent / "figures")
         result |= {"document": str(options.document), "figures": [str(figure) for figure in figures]}
     return result
+
+
+def _read(document: Path) -> str:
+    try:
+        return document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--document {document} cannot be read: {error}") from error
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -321,7 +333,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("benchmarks/results/xnli"), metavar="DIR", help="one JSON a cell; those there stay"
     )
     sub.add_argument("--system", action="extend", nargs="+", default=[], metavar="NAME", help="run only these; default: all")
-    sub.add_argument("--subset", type=int, metavar="N", help="only N pairs of everything, to see that the matrix runs")
+    sub.add_argument("--subset", type=int, metavar="N", help="N random pairs of every split, to see that the matrix runs")
     sub.add_argument("--document", type=Path, metavar="FILE", help="Markdown whose tables are made anew, with figures beside it")
     sub.add_argument("--tables-only", action="store_true", help="run nothing, only make tables and figures")
 

@@ -1,9 +1,10 @@
 """An experiment on a tiny backbone: which cells it leaves, what it computes again, and what an interruption leaves."""
 
 import json
+import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from conlst.bench.cell import Cell, read_cells
 from conlst.bench.matrix import Matrix
 from conlst.bench.run import Bench, run_matrix
+from conlst.contract.config import load_config
 from conlst.contract.errors import ConfigError, DataError
 from conlst.data.pairs import read_pairs
-from conlst.stages import folders
+from conlst.stages import evaluate, folders
 from conlst.training import Trainer
 from tiny import tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
@@ -26,15 +28,19 @@ SYSTEMS: dict[str, Any] = {
     "no-mixup": {"describes": "a part less", "stages": ["calibrate", "selftrain"], "settings": {"selftrain.mixup": None}},
     "selflearn": {"describes": "a rival", "stages": ["selflearn"], "settings": {"selflearn.rounds": 1, "selflearn.epochs": 1}},
     "joint": {"describes": "one for all", "stages": ["calibrate", "selftrain"], "joint": True},
+    "selftrain": {"describes": "stage 2", "stages": ["selftrain"]},
     "teachers": {"describes": "taught by two", "stages": ["selftrain"], "teachers": [14]},
 }
 BOTH = ["sw", "fr"]
 RUNS: list[dict[str, Any]] = [
     {"systems": ["zero-shot"], "languages": ["en"]},
-    {"systems": ["conl", "zero-shot", "conlst", "joint", "no-mixup", "selflearn", "teachers"], "languages": BOTH},
+    {"systems": ["conl", "zero-shot", "conlst", "joint", "no-mixup", "selflearn", "selftrain", "teachers"], "languages": BOTH},
     {"systems": ["conlst"], "languages": ["sw"], "pool": ["dev", "test"]},
 ]
 STAGES = ("train_source_model", "calibrate_model", "self_train_model", "self_learn_model", "evaluate_model")
+
+
+Full = tuple["Place", dict[str, int], Counter[str]]
 
 
 class Killed(BaseException):
@@ -106,12 +112,12 @@ def counting(patch: pytest.MonkeyPatch, before: Callable[[str, int], None] = lam
     return calls
 
 
-def kill_at(name: str, call: int) -> Callable[[str, int], None]:
-    def before(found: str, number: int) -> None:
-        if (found, number) == (name, call):
-            raise Killed
-
-    return before
+@pytest.fixture(scope="module", autouse=True)
+def _without_pictures() -> Iterator[None]:
+    """Drawing takes longer than training here, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "_draw", lambda *_: [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +128,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         backbone,
         backbone={"name": str(backbone), "max_length": 32, "projection": 16, "freeze_embeddings": True},
         compute={"device": "cpu", "precision": "fp32", "threads": 1, "checkpoint_every": 2},
-        source={"lr": 5e-3, "batch_tokens": 256, "epochs": 10},
-        calibrate={"lr": 1e-3, "threshold": 0.5, "batch_tokens": 256, "negatives": 2},
-        selftrain={"lr": 1e-3, "threshold": 0.6, "floor": 0.4, "batch_tokens": 256, "max_iterations": 1},
+        source={"lr": 5e-3, "batch_tokens": 256, "epochs": 16},
+        calibrate={"lr": 1e-3, "threshold": 0.4, "batch_tokens": 256, "negatives": 2},
+        selftrain={"lr": 1e-3, "threshold": 0.5, "floor": 0.34, "batch_tokens": 256, "max_iterations": 1},
         selflearn={"batch_tokens": 256},
         evaluate={"probes": 2},
     )
@@ -137,7 +143,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def full(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, int], Counter[str]]:
+def full(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Full:
     """The whole matrix once; the counts that it told, and its calls."""
     place = Place(world, tmp_path_factory.mktemp("full"))
     with pytest.MonkeyPatch.context() as patch:
@@ -146,7 +152,7 @@ def full(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, 
 
 
 @pytest.fixture
-def again(full: tuple[Place, dict[str, int], Counter[str]], tmp_path: Path) -> Place:
+def again(full: Full, tmp_path: Path) -> Place:
     """A copy of what the whole matrix left."""
     shutil.copytree(full[0].folder, tmp_path, dirs_exist_ok=True)
     return Place(full[0].world, tmp_path)
@@ -164,9 +170,9 @@ def trained(again: Place) -> Place:
     return again
 
 
-def test_every_cell_lies_at_its_place_with_its_protocol(full: tuple[Place, dict[str, int], Counter[str]]) -> None:
+def test_every_cell_lies_at_its_place_with_its_protocol(full: Full) -> None:
     place, counts, _ = full
-    adapting = ["conl", "conlst", "joint", "no-mixup", "selflearn", "teachers"]
+    adapting = ["conl", "conlst", "joint", "no-mixup", "selflearn", "selftrain", "teachers"]
     expected = {
         "zero-shot/en-supervised-test-13": "supervised",
         "conlst/sw-transductive-test-13": "transductive",
@@ -174,10 +180,10 @@ def test_every_cell_lies_at_its_place_with_its_protocol(full: tuple[Place, dict[
         **{f"{system}/{language}-inductive-test-13": "inductive" for system in adapting for language in BOTH},
     }
     assert {name: cell.protocol for name, cell in place.cells().items()} == expected
-    assert counts == {"planned": 16, "done": 16, "kept": 0}
+    assert counts == {"planned": 18, "done": 18, "kept": 0}
 
 
-def test_a_cell_says_what_was_trained_and_tested(full: tuple[Place, dict[str, int], Counter[str]]) -> None:
+def test_a_cell_says_what_was_trained_and_tested(full: Full) -> None:
     cells = full[0].cells()
     one = cells["conlst/sw-inductive-test-13"]
     assert (one.describes, one.started_from, one.tested, one.seed) == ("the paper", "plain", "test", 13)
@@ -190,7 +196,7 @@ def test_a_cell_says_what_was_trained_and_tested(full: tuple[Place, dict[str, in
     assert (start.pool, start.comparison, start.languages_joint) == (0, None, None)
 
 
-def test_a_joint_cell_says_its_languages_and_has_all_their_pools(full: tuple[Place, dict[str, int], Counter[str]]) -> None:
+def test_a_joint_cell_says_its_languages_and_has_all_their_pools(full: Full) -> None:
     cells = full[0].cells()
     for language, count in (("sw", 36), ("fr", 30)):
         joint = cells[f"joint/{language}-inductive-test-13"]
@@ -198,7 +204,7 @@ def test_a_joint_cell_says_its_languages_and_has_all_their_pools(full: tuple[Pla
     assert {cell.languages_joint for cell in cells.values() if cell.system != "joint"} == {None}
 
 
-def test_timings_steps_and_traces_are_there(full: tuple[Place, dict[str, int], Counter[str]]) -> None:
+def test_timings_steps_and_traces_are_there(full: Full) -> None:
     for name, cell in full[0].cells().items():
         system = SYSTEMS[cell.system]
         assert [stage.name for stage in cell.stages] == ["source", *system.get("stages", [])], name
@@ -211,29 +217,26 @@ def test_timings_steps_and_traces_are_there(full: tuple[Place, dict[str, int], C
     assert len({cell.stages[0].seconds for cell in full[0].cells().values()}) == 1
 
 
-def test_what_systems_have_in_common_is_computed_once(full: tuple[Place, dict[str, int], Counter[str]]) -> None:
+def test_what_systems_have_in_common_is_computed_once(full: Full) -> None:
     assert full[2] == {
         "train_source_model": 2,  # the teachers' second
         "calibrate_model": 4,  # of sw, of fr, of both, and of sw with its test pairs
-        "self_train_model": 8,
+        "self_train_model": 10,
         "self_learn_model": 2,
-        "evaluate_model": 3 + 13,
+        "evaluate_model": 3 + 15,
     }
     cells = full[0].cells()
     seconds = {cells[f"{name}/sw-inductive-test-13"].stages[1].seconds for name in ("conl", "conlst", "no-mixup")}
     assert len(seconds) == 1
 
 
-def test_every_system_is_another_model(full: tuple[Place, dict[str, int], Counter[str]]) -> None:
-    found = [
-        json.dumps(cell.evaluation["nll"] if "nll" in cell.evaluation else cell.evaluation, sort_keys=True)
-        for name, cell in full[0].cells().items()
-        if "/sw-" in name
-    ]
-    assert len(set(found)) == len(found) == 8
+def test_every_system_is_another_model(full: Full) -> None:
+    # equal accuracies are no wonder on so few pairs; equal calibration errors would be
+    found = [cell.evaluation["ece"] for name, cell in full[0].cells().items() if "/sw-" in name]
+    assert len(set(found)) == len(found) == 9
 
 
-def test_no_model_that_was_only_on_the_way_is_left(full: tuple[Place, dict[str, int], Counter[str]]) -> None:
+def test_no_model_that_was_only_on_the_way_is_left(full: Full) -> None:
     assert full[0].left_behind() == []
     assert len(list((full[0].work / "source").glob("plain-1[34]-*/manifest.json"))) == 2
 
@@ -241,7 +244,7 @@ def test_no_model_that_was_only_on_the_way_is_left(full: tuple[Place, dict[str, 
 def test_a_second_run_computes_nothing_and_needs_no_data(again: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counting(monkeypatch)
     counts = run_matrix(again.matrix(), again.folder / "gone", again.work, again.results)
-    assert counts == {"planned": 16, "done": 0, "kept": 16}
+    assert counts == {"planned": 18, "done": 0, "kept": 18}
     assert not calls
     assert not (again.work / "shared").exists() or not again.left_behind()
 
@@ -266,7 +269,7 @@ SPLITS = {
         (changed("conlst", describes="said otherwise"), set()),
         ({"groups": {"method": ["conlst"]}, "development": ["sw"]}, set()),
         ({"settings": {"selflearn.lr": 1e-3}}, {"selflearn"}),
-        ({"settings": {"selftrain.lr": 1e-4}}, {"conlst", "no-mixup", "joint", "teachers"}),
+        ({"settings": {"selftrain.lr": 1e-4}}, {"conlst", "no-mixup", "joint", "selftrain", "teachers"}),
         ({"settings": {"calibrate.lr": 1e-4}}, {"conl", "conlst", "no-mixup", "joint"}),
         (changed("conl", settings={"calibrate.lr": 1e-4}), {"conl"}),
         (changed("conl", settings={"selftrain.lr": 1e-4}), set()),
@@ -284,15 +287,12 @@ SPLITS = {
         ({"runs": [RUNS[0], RUNS[1] | {"languages": ["fr", "sw"]}, RUNS[2]]}, {"joint"}),
         ({"runs": [RUNS[1] | {"seeds": [14]}]}, ALL),
     ],
-    ids=str,
 )
-def test_a_changed_setting_makes_stale_what_it_touches(
-    full: tuple[Place, dict[str, int], Counter[str]], changes: dict[str, Any], stale: set[str]
-) -> None:
+def test_a_changed_setting_makes_stale_what_it_touches(full: Full, changes: dict[str, Any], stale: set[str]) -> None:
     assert full[0].stale(full[0].matrix(**changes)) == stale
 
 
-def test_another_subset_makes_everything_stale(full: tuple[Place, dict[str, int], Counter[str]]) -> None:
+def test_another_subset_makes_everything_stale(full: Full) -> None:
     assert full[0].stale(full[0].matrix(), subset=20) == ALL
 
 
@@ -315,7 +315,7 @@ def test_another_measure_is_measured_anew_without_training(again: Place, monkeyp
     again.run(again.matrix(settings={"evaluate.high": 0.8}, runs=[{"systems": ["zero-shot"], "languages": ["fr"]}]))
     assert calls == {"evaluate_model": 1}
     bands = again.cells()["zero-shot/fr-zero-shot-test-13"].evaluation["bands"]
-    assert {band["lower"] for band in bands} == {0.8, 0.5, 0}
+    assert [band["lower"] for band in bands if band["band"] == "high"] == [0.8]
 
 
 def test_other_data_under_the_same_name_makes_another_source_model(trained: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,12 +340,21 @@ def same(one: Cell, other: Cell) -> bool:
 ONE = {"runs": [RUNS[1] | {"systems": ["zero-shot", "conl", "conlst", "no-mixup"], "languages": ["sw"]}]}
 
 
-def test_a_kill_between_stages_leaves_what_was_done(
-    full: tuple[Place, dict[str, int], Counter[str]], trained: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        counting(patch, kill_at("self_train_model", 2))
-        trained.run(trained.matrix(**ONE))
+def killed(place: Place, name: str, call: int) -> None:
+    """Run ``ONE`` until a stage is called so many times."""
+
+    def before(found: str, number: int) -> None:
+        if (found, number) == (name, call):
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        counting(patch, before)
+        with pytest.raises(Killed):
+            place.run(place.matrix(**ONE))
+
+
+def test_a_kill_between_stages_leaves_what_was_done(full: Full, trained: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(trained, "self_train_model", 2)
     assert {name.partition("/")[0] for name in trained.cells()} == {"zero-shot", "conl", "conlst"}
     calls = counting(monkeypatch)
     assert trained.run(trained.matrix(**ONE)) == {"planned": 4, "done": 1, "kept": 3}
@@ -357,24 +366,21 @@ def test_a_kill_between_stages_leaves_what_was_done(
         assert same(cell, straight[name]), name
 
 
-def test_a_kill_within_a_stage_is_gone_on_from(
-    full: tuple[Place, dict[str, int], Counter[str]], fresh: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_within_a_stage_is_gone_on_from(full: Full, fresh: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     save = Trainer.save
-    for saves in (3, 12, 15):
-        left = saves
+    for stage in ("source", "calibrate", "selftrain"):
 
-        def counted(*given: Any, **more: Any) -> None:
-            nonlocal left
-            save(*given, **more)
-            left -= 1
-            if not left:
+        def saved(trainer: Trainer, *given: Any, until: str = stage, **more: Any) -> None:
+            save(trainer, *given, **more)
+            assert trainer._checkpoints is not None
+            if trainer._checkpoints.folder.name.endswith(f"{until}-checkpoint"):
                 raise Killed
 
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(Trainer, "save", counted)
-            fresh.run(fresh.matrix(**ONE))
-        assert any("checkpoint" in path.name for path in fresh.left_behind())
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "save", saved)
+            with pytest.raises(Killed):
+                fresh.run(fresh.matrix(**ONE))
+        assert any(path.name.endswith(f"{stage}-checkpoint") for path in fresh.left_behind())
     fresh.run(fresh.matrix(**ONE))
     assert fresh.left_behind() == []
     straight = full[0].cells()
@@ -383,9 +389,7 @@ def test_a_kill_within_a_stage_is_gone_on_from(
 
 
 def test_a_stage_that_lost_its_time_is_made_again(trained: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        counting(patch, kill_at("self_train_model", 1))
-        trained.run(trained.matrix(**ONE))
+    killed(trained, "self_train_model", 1)
     for folder in (trained.work / "source", trained.work / "shared"):
         for file in folder.rglob("*.seconds"):
             file.unlink()
@@ -395,15 +399,15 @@ def test_a_stage_that_lost_its_time_is_made_again(trained: Place, monkeypatch: p
     assert all(stage.seconds > 0.001 for cell in trained.cells().values() for stage in cell.stages)
 
 
-def test_what_a_kill_left_of_a_finished_scope_is_cleared(again: Place) -> None:
+def test_what_a_kill_left_after_the_last_cell_is_cleared(again: Place) -> None:
+    matrix = again.matrix(**ONE)
+    (again.results / "no-mixup" / "sw-inductive-test-13.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        # as a kill right after the last cell was written
-        patch.setattr(shutil, "rmtree", kill)
-        (again.results / "conl" / "sw-inductive-test-13.json").unlink()
+        patch.setattr(logging.getLogger("conlst.bench.run"), "info", kill)  # which tells that the cell is written
         with pytest.raises(Killed):
-            again.run(again.matrix())
+            again.run(matrix)
     assert again.left_behind()
-    assert again.run(again.matrix())["done"] <= 1
+    assert again.run(matrix) == {"planned": 4, "done": 0, "kept": 4}
     assert again.left_behind() == []
 
 
@@ -523,18 +527,12 @@ def test_translations_are_trained_on_or_learned_from_as_an_auxiliary_language(fr
     cells = fresh.cells()
     assert {cell.started_from for cell in cells.values()} == {"mt", "maml"}
     models = {path.name.partition("-")[0]: path for path in (fresh.work / "source").iterdir() if path.is_dir()}
-    carried = {name: folders.source_pairs(model, None, folders_config(fresh)) for name, model in models.items()}
+    carried = {name: folders.source_pairs(model, None, load_config(fresh.world / "tiny.yaml")) for name, model in models.items()}
     assert {name: sorted(set(pairs["language"])) for name, pairs in carried.items()} == {"mt": ["en", "es"], "maml": ["en"]}
     assert {name: len(pairs) for name, pairs in carried.items()} == {"mt": 110, "maml": 90}
     assert len(folders.read_history(models["maml"])["meta_losses"]) == 2
     steps = {cell.started_from: cell.stages[0].steps for cell in cells.values()}
     assert steps["maml"] == len(folders.read_history(models["maml"])["losses"]) + 2
-
-
-def folders_config(place: Place) -> Any:
-    from conlst.contract.config import load_config
-
-    return load_config(place.world / "tiny.yaml")
 
 
 def test_a_model_that_exists_is_not_trained(again: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from tiny import WORDS, tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
 COMMANDS = [
     *("run", "train-source", "adapt", "evaluate", "export", "compile"),
-    *("promote", "rollback", "serve", "predict", "compact"),
+    *("promote", "rollback", "serve", "predict", "compact", "bench"),
 ]
 WEIGHTS = "weights.safetensors"
 
@@ -131,7 +131,10 @@ def test_the_version_is_told() -> None:
     assert conlst("--version").out.strip() == __version__
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonesuch"], ["adapt"], ["predict", "--model", "x"], ["evaluate", "--mod", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonesuch"], ["adapt"], ["predict", "--model", "x"], ["evaluate", "--mod", "x"], ["bench"], ["bench", "snli"]],
+)
 def test_wrong_usage_ends_with_two(arguments: list[str]) -> None:
     ended = conlst(*arguments)
     assert ended.status == 2
@@ -302,3 +305,143 @@ def test_nothing_to_replay_is_a_clean_success(tmp_path: Path, monkeypatch: pytes
     assert "MLFLOW_TRACKING_URI" in conlst("replay", tmp_path).complaint
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert conlst("replay", tmp_path).result == {"sent": 0}
+
+
+MARKED = """# Results
+
+Text before.
+
+<!-- bench:main -->
+old numbers
+<!-- /bench -->
+
+<!-- bench:rows -->
+<!-- /bench -->
+<!-- bench:table4 -->
+<!-- /bench -->
+<!-- bench:ablations -->
+<!-- /bench -->
+<!-- bench:cost -->
+<!-- /bench -->
+
+Text after.
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(user: Path) -> Path:
+    """A folder with a matrix, its data, and a document."""
+    root = user / "experiment"
+    root.mkdir()
+    for name, seed, count in (("dev.sw", 3, 45), ("test.sw", 4, 45)):
+        write_tsv(root / f"{name}.tsv", tiny_pairs(count, seed))
+    matrix = {
+        "config": str(user / "tiny.yaml"),
+        "settings": {"calibrate.threshold": 0.4},
+        "source": [str(user / "en.tsv")],
+        "source_dev": str(user / "dev.tsv"),
+        "splits": {name: {"default": f"{{data}}/{name}.{{language}}.tsv"} for name in ("dev", "test")},
+        "stage0": {"plain": {"describes": "fine-tuning"}},
+        "systems": {
+            "zero-shot": {"describes": "as it is"},
+            "conl": {"describes": "stage 1 alone", "stages": ["calibrate"]},
+            "conlst": {"describes": "the paper", "stages": ["calibrate", "selftrain"]},
+        },
+        "groups": {
+            "method": ["conlst"],
+            "deciding": ["zero-shot", "conlst"],
+            "rivals": [],
+            "ablations": ["conl"],
+            "calibration": ["conl"],
+        },
+        "development": ["sw"],
+        "runs": [{"systems": ["zero-shot", "conl", "conlst"], "languages": ["sw"], "pool": ["dev"]}],
+    }
+    (root / "matrix.yaml").write_text(json.dumps(matrix))
+    (root / "results.md").write_text(MARKED)
+    return root
+
+
+def bench(experiment: Path, *more: object) -> Ended:
+    return conlst(
+        *("bench", "xnli", "--matrix", experiment / "matrix.yaml", "--data", experiment, "--work", experiment / "work"),
+        *("--out", experiment / "cells", *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def benched(experiment: Path) -> dict[str, Any]:
+    return bench(experiment, "--document", experiment / "results.md").result
+
+
+def test_bench_runs_a_matrix_and_fills_the_document(experiment: Path, benched: dict[str, Any]) -> None:
+    figures = benched.pop("figures")
+    assert benched == {
+        "results": str(experiment / "cells"),
+        "document": str(experiment / "results.md"),
+        **{"planned": 3, "done": 3, "kept": 0},
+    }
+    assert sorted(path.relative_to(experiment / "cells").as_posix() for path in (experiment / "cells").rglob("*.json")) == [
+        "conl/sw-inductive-test-13.json",
+        "conlst/sw-inductive-test-13.json",
+        "zero-shot/sw-zero-shot-test-13.json",
+    ]
+    cell = json.loads((experiment / "cells" / "conlst" / "sw-inductive-test-13.json").read_text())
+    page = (experiment / "results.md").read_text()
+    assert f"{100 * cell['evaluation']['accuracy']:.2f} (1)" in page
+    assert "old numbers" not in page
+    assert (page.startswith("# Results\n\nText before.\n"), page.endswith("\nText after.\n")) == (True, True)
+    assert page.count("<!-- bench:") == page.count("<!-- /bench -->") == 5
+    assert {Path(figure).parent for figure in figures} == {experiment / "figures"}
+    assert {Path(figure).name for figure in figures} >= {"noise-conl-inductive-test.svg", "gain-inductive.svg"}
+    assert all(Path(figure).is_file() for figure in figures)
+    assert list((experiment / "work" / "shared").iterdir()) == []
+
+
+def test_bench_makes_tables_alone_from_the_cells(experiment: Path, benched: dict[str, Any], tmp_path: Path) -> None:
+    assert benched["done"] == 3
+    (tmp_path / "page.md").write_text(MARKED)
+    more = ("--tables-only", "--document", tmp_path / "page.md")
+    # the data and the models may be gone
+    result = conlst("bench", "xnli", "--matrix", experiment / "matrix.yaml", "--out", experiment / "cells", *more).result
+    assert "done" not in result
+    assert (tmp_path / "page.md").read_text() == (experiment / "results.md").read_text()
+    assert {Path(figure).parent for figure in result["figures"]} == {tmp_path / "figures"}
+    # filled again it stays as it is
+    conlst("bench", "xnli", "--matrix", experiment / "matrix.yaml", "--out", experiment / "cells", *more)
+    assert (tmp_path / "page.md").read_text() == (experiment / "results.md").read_text()
+
+
+def test_bench_computes_nothing_twice_and_takes_systems(experiment: Path, benched: dict[str, Any]) -> None:
+    assert benched["done"] == 3
+    assert bench(experiment).result == {"results": str(experiment / "cells"), "planned": 3, "done": 0, "kept": 3}
+    some = bench(experiment, "--system", "conl", "zero-shot").result
+    assert (some["planned"], some["kept"]) == (2, 2)
+    subset = bench(experiment, "--system", "zero-shot", "--subset", "12", "--out", experiment / "few").result
+    assert (subset["done"], subset["results"]) == (1, str(experiment / "few"))
+    cell = json.loads((experiment / "few" / "zero-shot" / "sw-zero-shot-test-13.json").read_text())
+    assert cell["evaluation"]["n"] == 12
+
+
+def test_bench_says_in_one_line_what_is_wrong(experiment: Path, benched: dict[str, Any], tmp_path: Path) -> None:
+    assert benched["done"] == 3
+    wrong = json.loads((experiment / "matrix.yaml").read_text())
+    wrong["runs"][0]["systems"] = ["nonesuch"]
+    (tmp_path / "wrong.yaml").write_text(json.dumps(wrong))
+    (tmp_path / "unmarked.md").write_text("# Results\n")
+    tables = ("--tables-only", "--document", tmp_path / "unmarked.md")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (("--matrix", tmp_path / "nowhere.yaml"), "nowhere.yaml cannot be read"),
+        (("--matrix", tmp_path / "wrong.yaml"), "runs.0.systems names 'nonesuch'"),
+        (("--system", "nonesuch"), "no system 'nonesuch'"),
+        (("--subset", "0"), "a subset of 0 pairs"),
+        (("--data", tmp_path, "--out", tmp_path / "out"), "give the folder of the data with --data"),
+        ((*tables, "--out", tmp_path / "none"), "is no folder of cells"),
+        (tables, "no place for the table rows"),
+    ]
+    for arguments, names in cases:
+        complaint = bench(experiment, *arguments).complaint
+        assert complaint.startswith("conlst bench: "), arguments
+        assert names in complaint, complaint
+    assert (tmp_path / "unmarked.md").read_text() == "# Results\n"
+    assert not (tmp_path / "out").exists()

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import shutil
@@ -20,6 +21,7 @@ from conlst.contract.config import (
     load_config,
     profile_names,
     profiles_folder,
+    with_settings,
 )
 from conlst.contract.errors import ConfigError
 
@@ -40,6 +42,14 @@ def sections(model: type[Section] = Config, path: tuple[str, ...] = ()) -> list[
 
 
 SECTIONS = sections()
+# robust trainings of stage 0, of which one can be set, each with what it needs
+ROBUST: dict[str, dict[str, Any]] = {
+    "r3f": {},
+    "perturbation": {},
+    "synonyms": {"table": "words.tsv"},
+    "ept_apt": {"synonyms": "words.tsv"},
+    "meta_learning": {"languages": ["es"]},
+}
 
 
 def nested(path: tuple[str, ...], values: dict[str, Any]) -> dict[str, Any]:
@@ -150,8 +160,9 @@ class TestUnknownKeys:
     def test_the_sections_below_are_all(self) -> None:
         names = {".".join(path) for path in SECTIONS}
         assert {"", "backbone", "calibrate", "gate", "selftrain.mixup", "selftrain.masking"} <= names
-        assert "selftrain.back_translation" in names
-        assert len(names) == 13
+        assert {"selftrain.back_translation", "selflearn", "source.masking"} <= names
+        assert {f"source.{name}" for name in ROBUST} <= names
+        assert len(names) == 20
 
     @pytest.mark.parametrize("path", SECTIONS, ids=".".join)
     def test_are_refused_in_every_section_by_name(self, path: tuple[str, ...]) -> None:
@@ -193,7 +204,7 @@ OUT_OF_RANGE: list[tuple[str, object]] = [
     ("data.max_bad_share", -0.01),
     *(
         (f"{stage}.{name}", value)
-        for stage in ("source", "calibrate", "selftrain")
+        for stage in ("source", "calibrate", "selftrain", "selflearn")
         for name, value in (
             ("lr", 0),
             ("lr", -1e-5),
@@ -208,12 +219,50 @@ OUT_OF_RANGE: list[tuple[str, object]] = [
             ("batch_tokens", 20.5),
             ("max_grad_norm", 0),
             ("epochs", 0),
+            ("ema", 1),
+            ("ema", -0.1),
         )
     ),
     ("source.label_smoothing", 1),
     ("source.keep_pairs", -1),
     *((f"{stage}.threshold", value) for stage in ("calibrate", "selftrain") for value in (0, 1, 90, math.nan)),
-    *((f"{stage}.source_share", value) for stage in ("calibrate", "selftrain") for value in (0, 4.1)),
+    *((f"{stage}.source_share", value) for stage in ("calibrate", "selftrain", "selflearn") for value in (0, 4.1)),
+    *(
+        (f"source.{name}.{key}", value)
+        for name, key, value in [
+            ("masking", "share", 0),
+            ("r3f", "weight", 0),
+            ("r3f", "eps", 0),
+            ("r3f", "noise", "laplace"),
+            ("perturbation", "sigma", 0),
+            ("synonyms", "copies", 0),
+            ("synonyms", "copy", 1),
+            ("ept_apt", "push", -0.1),
+            ("ept_apt", "pull", -0.1),
+            ("ept_apt", "robust", -0.1),
+            ("ept_apt", "layer", -1),
+            ("meta_learning", "languages", []),
+            ("meta_learning", "inner_lr", 0),
+            ("meta_learning", "outer_lr", 0),
+            ("meta_learning", "steps", 0),
+            ("meta_learning", "order", 3),
+        ]
+    ),
+    ("source.synonyms", {"copies": 2}),  # without a table
+    ("source.ept_apt", {}),
+    ("source.meta_learning", {}),
+    ("backbone.pooling", "max"),
+    ("calibrate.coverage", 0),
+    ("calibrate.coverage", 1),
+    ("selftrain.rule", "best"),
+    ("selftrain.coverage", 0),
+    ("selftrain.coverage", 1.1),
+    ("selftrain.views", -1),
+    ("selflearn.uncertainty", "bald"),
+    ("selflearn.rounds", 0),
+    ("selflearn.share", 0),
+    ("selflearn.share", 1.1),
+    ("selflearn.samples", 0),
     ("calibrate.negatives", 0),
     ("calibrate.temperature", 0),
     ("calibrate.temperature", -1),
@@ -266,6 +315,9 @@ class TestRanges:
             ("calibrate.source_share", 4),
             ("selftrain.target_weight", 0),
             ("selftrain.floor", 1 / 3),
+            ("selftrain.coverage", 1),
+            ("selflearn.share", 1),
+            ("source.ema", 0),
             ("selftrain.stop_below", 0),
             ("source.head_lr", None),
             ("gate.min_gain", -1),
@@ -302,6 +354,65 @@ class TestRanges:
         for name, view in (("masking", {}), ("mixup", {}), ("back_translation", {"backend": "apertium"})):
             config_from_dict({"name": "x", "selftrain": views | {name: view}})
 
+    @pytest.mark.parametrize("names", list(itertools.combinations(ROBUST, 2)), ids=" and ".join)
+    def test_stage_0_takes_one_robust_training(self, names: tuple[str, str]) -> None:
+        for name in names:
+            config = config_from_dict({"name": "x", "source": {name: ROBUST[name], "masking": {}}})
+            assert getattr(config.source, name) is not None
+        with pytest.raises(ConfigError, match=f"source: .*takes one robust training, not {' and '.join(names)}"):
+            config_from_dict({"name": "x", "source": {name: ROBUST[name] for name in names}})
+
+    def test_meta_learning_reads_no_labels_of_a_target_language(self) -> None:
+        source = {"meta_learning": {"languages": ["es", "de", "fr"]}}
+        with pytest.raises(ConfigError, match="reads labels of de, es, which are target languages"):
+            config_from_dict({"name": "x", "languages": ["es", "sw", "de"], "source": source})
+        assert config_from_dict({"name": "x", "languages": ["sw"], "source": source}).source.meta_learning is not None
+
+
+class TestSettings:
+    def test_replace_values_and_nothing_else(self) -> None:
+        base = load_config("demo")
+        changed = with_settings(base, {"seed": 7, "calibrate.lr": 1e-5, "selftrain.mixup": None, "source.r3f": {"eps": 1e-3}})
+        assert (changed.seed, changed.calibrate.lr, changed.selftrain.mixup) == (7, 1e-5, None)
+        assert changed.source.r3f is not None
+        assert (changed.source.r3f.eps, changed.source.r3f.weight) == (1e-3, 1.0)
+        expected = base.to_dict()
+        expected["seed"], expected["calibrate"]["lr"], expected["selftrain"]["mixup"] = 7, 1e-5, None
+        expected["source"]["r3f"] = {"eps": 1e-3, "weight": 1.0, "noise": "uniform"}
+        assert changed.to_dict() == expected
+        assert load_config("demo") == base
+
+    def test_none_is_the_same(self) -> None:
+        assert with_settings(load_config("demo"), {}) == load_config("demo")
+
+    def test_a_part_of_a_section_keeps_the_rest(self) -> None:
+        base = with_settings(load_config("demo"), {"selftrain.masking": {"share": 0.3}, "selftrain.mixup": {"alpha": 2.0}})
+        changed = with_settings(base, {"selftrain.mixup.alpha": 3.0})
+        assert changed.selftrain.mixup is not None
+        assert (changed.selftrain.mixup.alpha, changed.selftrain.masking) == (3.0, base.selftrain.masking)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "named"),
+        [
+            ("calibrate.rate", 1, r"calibrate\.rate"),
+            ("calibrated.lr", 1, "calibrated"),
+            ("calibrate.lr", 0, r"calibrate\.lr"),
+            ("sedd", 1, "sedd"),
+            ("name.first", "x", "name is a value, not a section"),
+            ("selftrain.mixup.alpha.x", 1, "alpha is a value, not a section"),
+            ("source.r3f", {"weights": 1}, r"source\.r3f\.weights"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, key: str, value: object, named: str) -> None:
+        with pytest.raises(ConfigError, match=named):
+            with_settings(load_config("demo"), {key: value})
+
+    def test_they_are_validated_together(self) -> None:
+        low, high = {"evaluate.low": 0.95}, {"evaluate.high": 0.99}
+        assert with_settings(load_config("demo"), low | high).evaluate.low == 0.95
+        with pytest.raises(ConfigError, match="must lie below"):
+            with_settings(load_config("demo"), low)
+
 
 class TestDigest:
     def test_is_of_the_values_and_not_of_their_spelling(self) -> None:
@@ -322,6 +433,10 @@ class TestDigest:
             ("calibrate.normalize", True),
             ("selftrain.mixup", None),
             ("selftrain.mixup.alpha", 4.5),
+            ("selftrain.rule", "fixed"),
+            ("selflearn.rounds", 3),
+            ("source.r3f", {}),
+            ("backbone.pooling", "pair"),
             ("data.tests", "sample:sw"),
             ("gate.min_pairs", 101),
         ],

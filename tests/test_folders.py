@@ -19,12 +19,13 @@ from conlst.cli import main
 from conlst.contract.artifacts import read_manifest, verify
 from conlst.contract.config import Config, config_from_dict
 from conlst.contract.errors import ArtifactError, ConfigError, ConlstError, DataError, UnsupportedDirection
-from conlst.data.pairs import fingerprint, read_pairs
+from conlst.data.pairs import SEVERAL, fingerprint, merge_pairs, read_pairs
 from conlst.model.folder import load_model
 from conlst.stages import folders
 from tiny import tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
 Rows = list[dict[str, str]]
+STAGES = [folders.calibrate_model, folders.self_train_model, folders.self_learn_model]
 TABLE, WEIGHTS = "embeddings.safetensors", "weights.safetensors"
 
 
@@ -66,6 +67,7 @@ class World:
             "source": {"lr": 5e-3, "batch_tokens": 256, "epochs": 12},
             "calibrate": {"lr": 1e-3, "threshold": 0.5, "batch_tokens": 96, "negatives": 2},
             "selftrain": {"lr": 1e-3, "threshold": 0.6, "floor": 0.4, "batch_tokens": 96, "max_iterations": 2},
+            "selflearn": {"lr": 1e-3, "share": 0.2, "batch_tokens": 96, "rounds": 2, "epochs": 1},
             "evaluate": {"batch_tokens": 1024},
         }
         merged = {name: {**base.get(name, {}), **value} if isinstance(value, dict) else value for name, value in sections.items()}
@@ -164,8 +166,8 @@ def test_an_adapted_model_tells_its_parents(world: World, calibrated: Path, adap
     source = fingerprint(folders.source_pairs(world.model, None, world.config()))
     assert verify(calibrated, "model").parents == {"model": digest(world.model), "pool": pool, "source": source}
     assert verify(adapted, "model").parents == {"model": digest(calibrated), "pool": pool, "source": source}
-    assert verify(calibrated).meta == {"language": "sw", "stage": "calibrate"}
-    assert verify(adapted).meta == {"language": "sw", "stage": "selftrain"}
+    assert verify(calibrated).meta == {"language": "sw", "languages": ["sw"], "stage": "calibrate"}
+    assert verify(adapted).meta == {"language": "sw", "languages": ["sw"], "stage": "selftrain"}
     assert set(history(calibrated)) == {"calibrate"}
     assert set(history(adapted)) == {"calibrate", "selftrain"}
     assert history(adapted)["calibrate"] == history(calibrated)["calibrate"]
@@ -196,7 +198,7 @@ def test_accuracy_along_training_is_measured_from_the_start(world: World, calibr
     assert trace[0][1] == pytest.approx((logits.argmax(1) == truth).float().mean().item())
 
 
-@pytest.mark.parametrize("stage", [folders.calibrate_model, folders.self_train_model])
+@pytest.mark.parametrize("stage", STAGES)
 def test_no_label_of_the_pool_is_read(world: World, tmp_path: Path, stage: Callable[..., None]) -> None:
     models = {}
     for name in KINDS_OF_POOL:
@@ -295,7 +297,7 @@ def test_pairs_that_were_trained_on_with_labels_are_refused(world: World, adapte
     assert not (tmp_path / "e").exists()
 
 
-@pytest.mark.parametrize("stage", [folders.calibrate_model, folders.self_train_model])
+@pytest.mark.parametrize("stage", STAGES)
 def test_source_pairs_given_to_a_later_stage_count_as_trained_on(
     world: World, tmp_path: Path, stage: Callable[..., None]
 ) -> None:
@@ -369,7 +371,11 @@ def train_self(world: World, config: Config, out: Path, sink: Any) -> None:
     folders.self_train_model(config, world.model, world.pairs("pool"), "sw", out, sink=sink)
 
 
-TRAININGS = [train_source, train_calibrate, train_self]
+def train_self_learning(world: World, config: Config, out: Path, sink: Any) -> None:
+    folders.self_learn_model(config, world.model, world.pairs("pool"), "sw", out, sink=sink)
+
+
+TRAININGS = [train_source, train_calibrate, train_self, train_self_learning]
 
 
 @pytest.mark.parametrize("train", TRAININGS)
@@ -393,7 +399,7 @@ def test_an_interrupted_stage_is_finished_with_the_digest_of_a_straight_one(
     [
         {"seed": 14},
         {"backbone": {"max_length": 31}},
-        {"source": {"lr": 1e-4}, "calibrate": {"lr": 1e-4}, "selftrain": {"lr": 1e-4}},
+        {"source": {"lr": 1e-4}, "calibrate": {"lr": 1e-4}, "selftrain": {"lr": 1e-4}, "selflearn": {"lr": 1e-4}},
         {"compute": {"precision": "bf16"}},
     ],
     ids=["seed", "backbone", "rate", "precision"],
@@ -407,7 +413,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(
         train(world, world.config(**changed), tmp_path / "out", None)
 
 
-@pytest.mark.parametrize("stage", [folders.calibrate_model, folders.self_train_model])
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("changed", ["model", "pool", "source"])
 def test_a_checkpoint_of_other_data_is_refused(
     world: World, calibrated: Path, tmp_path: Path, stage: Callable[..., None], changed: str
@@ -597,8 +603,281 @@ def test_a_language_that_the_backend_lacks_trains_without_that_view(
         def translate(self, texts: list[str], source: str, target: str) -> list[str]:  # noqa: ARG002
             raise UnsupportedDirection(f"no {source}")
 
-    monkeypatch.setattr(folders, "open_backend", lambda _spec: Lacking())
+    monkeypatch.setattr(folders.pairs, "open_backend", lambda _spec: Lacking())
     config = world.config(selftrain={"back_translation": {"backend": "seq2seq:x"}})
     folders.self_train_model(config, calibrated, world.pairs("pool"), "sw", tmp_path / "out")
     assert not history(tmp_path / "out")["selftrain"]["back_translation"]
     assert "trains without the back-translation view: no sw" in caplog.text
+
+
+def synonyms(path: Path, **words: str) -> str:
+    """A table that knows these words."""
+    path.write_text("".join(f"{word}\t{neighbours}\n" for word, neighbours in words.items()))
+    return str(path)
+
+
+def trained(world: World, out: Path, auxiliary: dict[str, Path] | None = None, **source: Any) -> dict[str, Any]:
+    """The history of a source model of one epoch with changed settings."""
+    config = world.config(source={"epochs": 1, **source})
+    folders.train_source_model(config, world.pairs("source"), out, world.pairs("dev"), auxiliary=auxiliary)
+    return history(out)
+
+
+def test_synonym_copies_are_trained_on_beside_the_pairs_and_not_carried(world: World, tmp_path: Path) -> None:
+    plain = trained(world, tmp_path / "plain")
+    table = synonyms(tmp_path / "a.tsv", river="house", house="river", she="he", never="always")
+    done = trained(world, tmp_path / "da", synonyms={"table": table, "copies": 2})
+    assert len(done["losses"]) > 2 * len(plain["losses"])
+    other = trained(world, tmp_path / "da2", synonyms={"table": synonyms(tmp_path / "b.tsv", she="woman"), "copies": 2})
+    assert other["losses"] != done["losses"]
+    assert folders.source_pairs(tmp_path / "da", None, world.config()).to_list() == read_pairs(world.pairs("source")).to_list()
+    assert verify(tmp_path / "da").meta["pairs"] == 90
+
+
+def test_a_checkpoint_of_other_synonyms_is_refused(world: World, tmp_path: Path) -> None:
+    config = world.config(source={"synonyms": {"table": synonyms(tmp_path / "a.tsv", she="he", river="house"), "copies": 1}})
+    with pytest.raises(Interrupted):
+        train_source(world, config, tmp_path / "out", stop_at(3))
+    synonyms(tmp_path / "a.tsv", she="woman", river="house")
+    with pytest.raises(ArtifactError, match="another run"):
+        train_source(world, config, tmp_path / "out", None)
+
+
+def test_ept_apt_reads_a_copy_of_each_pair(world: World, tmp_path: Path) -> None:
+    plain = trained(world, tmp_path / "plain")
+    losses = {}
+    for name, words in (("one", {"she": "he", "river": "house"}), ("two", {"she": "woman"})):
+        ept_apt = {"synonyms": synonyms(tmp_path / f"{name}.tsv", **words), "push": 0.0, "layer": 1}
+        losses[name] = trained(world, tmp_path / name, ept_apt=ept_apt)["losses"]
+    # as many steps, on both sides at once, with more in the loss
+    assert len(losses["one"]) == len(losses["two"]) == len(plain["losses"])
+    assert losses["one"] != losses["two"]
+    assert losses["one"][0] > plain["losses"][0]
+
+
+def test_masking_changes_what_stage_0_learns(world: World, tmp_path: Path) -> None:
+    losses = [trained(world, tmp_path / str(masking), masking=masking)["losses"] for masking in (None, {}, {"share": 0.5})]
+    assert len({len(each) for each in losses}) == 1
+    assert losses[0] != losses[1] != losses[2]
+
+
+META: dict[str, Any] = {"meta_learning": {"languages": ["es"], "steps": 3, "outer_lr": 1e-3}}
+
+
+def test_meta_learning_comes_after_and_remembers_the_auxiliary_pairs(world: World, tmp_path: Path) -> None:
+    spanish = ingest(world.config(), tiny_pairs(30, 7), "test", tmp_path / "es")
+    done = trained(world, tmp_path / "m", {"es": spanish}, **META)
+    plain = trained(world, tmp_path / "plain")
+    assert done["losses"] == plain["losses"]
+    assert len(done["meta_losses"]) == 3
+    assert "meta_losses" not in plain
+    assert (tmp_path / "m" / WEIGHTS).read_bytes() != (tmp_path / "plain" / WEIGHTS).read_bytes()
+    assert verify(tmp_path / "m").parents == {"pairs": digest(world.pairs("source")), "auxiliary/es": digest(spanish)}
+    assert set(load_model(tmp_path / "m").seen["source"].tolist()) >= set(hashes(spanish))
+    assert len(load_model(tmp_path / "m").seen["source"]) == 120
+    with pytest.raises(DataError, match=r"30 of 30 pairs .* were trained on with labels"):
+        evaluation(world, tmp_path / "m", spanish, tmp_path / "e")
+    # what trains along later is the English source
+    assert len(folders.source_pairs(tmp_path / "m", None, world.config())) == 90
+
+
+def hashes(pairs: Path) -> list[int]:
+    return folders.pairs.hashes_of(read_pairs(pairs)).tolist()
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_interrupted_meta_learning_is_finished_with_the_digest_of_a_straight_one(
+    world: World, tmp_path: Path, count: int
+) -> None:
+    spanish = ingest(world.config(), tiny_pairs(30, 7), "test", tmp_path / "es")
+    config = world.config(source={"epochs": 1, "batch_tokens": 256, **META})
+
+    def train(out: str, sink: Any = None) -> None:
+        folders.train_source_model(config, world.pairs("source"), tmp_path / out, None, sink, {"es": spanish})
+
+    train("straight")
+    steps = len(history(tmp_path / "straight")["losses"])
+    with pytest.raises(Interrupted):
+        train("broken", stop_at(min(count, steps + 2)))
+    train("broken")
+    assert digest(tmp_path / "broken") == digest(tmp_path / "straight")
+    assert not list(tmp_path.glob("*checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    ("source", "auxiliary", "message"),
+    [
+        (META, [], "has the languages es, and there are auxiliary pairs of none"),
+        ({}, ["es"], "has the languages none, and there are auxiliary pairs of es"),
+        (META, ["es", "ur"], "has the languages es, and there are auxiliary pairs of es, ur"),
+    ],
+)
+def test_auxiliary_pairs_that_are_missing_or_have_no_use_are_told_before_training(
+    world: World, tmp_path: Path, source: dict[str, Any], auxiliary: list[str], message: str
+) -> None:
+    config, folder = world.config(source=source), world.pairs("more-source")
+    with pytest.raises(ConfigError, match=message):
+        folders.train_source_model(
+            config, world.pairs("source"), tmp_path / "out", None, stop_at(1), dict.fromkeys(auxiliary, folder)
+        )
+
+
+def test_auxiliary_pairs_need_labels(world: World, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the auxiliary pairs of es: 45 of 45 pairs have no label"):
+        trained(world, tmp_path / "out", {"es": world.pairs("pool-unlabelled")}, **META)
+
+
+def test_a_limit_is_a_draw_by_the_seed(world: World, tmp_path: Path) -> None:
+    rows = tiny_pairs(40, 9)
+    file = str(write_tsv(tmp_path / "rows.tsv", rows))
+
+    def drawn(name: str, limit: int | None, **changes: Any) -> list[str]:
+        report = folders.ingest(world.config(**changes), "pool", [file], "sw", tmp_path / name, limit)
+        kept = read_pairs(tmp_path / name)["pair_id"][:]
+        assert report == json.loads((tmp_path / name / "report.json").read_text())
+        assert report["pairs"] == 40
+        assert report.get("drawn", 40) == len(kept)
+        assert verify(tmp_path / name).meta["pairs"] == len(kept)
+        return list(kept)
+
+    ids = [row["pair_id"] for row in rows]
+    some = drawn("some", 12)
+    assert len(set(some)) == 12
+    assert [one for one in ids if one in some] == some != ids[:12]
+    assert drawn("again", 12) == some
+    assert drawn("other", 12, seed=14) != some
+    assert drawn("all", None) == drawn("more", 41) == drawn("exact", 40) == ids
+
+
+def test_teachers_give_the_first_pseudo_labels(world: World, tmp_path: Path) -> None:
+    other = tmp_path / "other-seed"
+    folders.train_source_model(world.config(seed=14), world.pairs("source"), other)
+    rounds = {}
+    for name, teachers in (("alone", []), ("taught", [other]), ("by-itself", [world.model])):
+        out, config = tmp_path / name, world.config(selftrain={"max_iterations": 1, "rule": "fixed", "threshold": 0.45})
+        folders.self_train_model(config, world.model, world.pairs("pool"), "sw", out, teachers=teachers)
+        rounds[name] = history(out)["selftrain"]["rounds"]
+    parents = verify(tmp_path / "taught").parents
+    assert parents == verify(tmp_path / "alone").parents | {"teacher0": digest(other)}
+    texts = [(row["premise"], row["hypothesis"]) for row in POOL]
+    own, taught = (torch.tensor(folders.predict_pairs(model, texts)) for model in (world.model, other))
+    for name, q in (("alone", own), ("taught", (own + taught) / 2), ("by-itself", own)):
+        sure = q.max(1).values >= 0.45
+        assert rounds[name][0]["selected"] == torch.bincount(q.argmax(1)[sure], minlength=3).tolist(), name
+    assert rounds["alone"] != rounds["taught"]
+
+
+def test_other_teachers_make_another_model_and_the_same_ones_none(world: World, adapted: Path, tmp_path: Path) -> None:
+    def train(*teachers: Path) -> int:
+        folders.self_train_model(world.config(), world.model, world.pairs("pool"), "sw", tmp_path / "out", teachers=teachers)
+        return (tmp_path / "out" / WEIGHTS).stat().st_ino
+
+    first = train(adapted)
+    assert train(adapted) == first
+    assert train() != first
+
+
+def test_a_rule_without_bars_tells_the_other_metrics(world: World, tmp_path: Path) -> None:
+    for rule in ("softmatch", "flexmatch"):
+        told: list[dict[str, float]] = []
+        config = world.config(selftrain={"rule": rule, "max_iterations": 1})
+        folders.self_train_model(
+            config,
+            world.model,
+            world.pairs("pool"),
+            "sw",
+            tmp_path / rule,
+            sink=lambda metrics, _, told=told: told.append(metrics),
+        )
+        names = {name for metrics in told for name in metrics}
+        assert {"selftrain/loss", "selftrain/changed", "selftrain/selected/neutral", "selftrain/precision/neutral"} <= names
+        assert any(name.startswith("selftrain/bar/") for name in names) == (rule == "flexmatch")
+        (done,) = history(tmp_path / rule)["selftrain"]["rounds"]
+        assert len(done["bars"]) == (3 if rule == "flexmatch" else 0)
+
+
+@pytest.mark.parametrize("uncertainty", ["none", "evi"])
+def test_self_learning_publishes_what_it_took(world: World, calibrated: Path, tmp_path: Path, uncertainty: str) -> None:
+    out = tmp_path / "out"
+    config = world.config(selflearn={"uncertainty": uncertainty})
+    folders.self_learn_model(config, calibrated, world.pairs("pool"), "sw", out)
+    source = fingerprint(folders.source_pairs(world.model, None, world.config()))
+    assert verify(out, "model").parents == {"model": digest(calibrated), "pool": digest(world.pairs("pool")), "source": source}
+    assert verify(out).meta == {"language": "sw", "languages": ["sw"], "stage": "selflearn"}
+    assert set(history(out)) == {"calibrate", "selflearn"}
+    rounds = history(out)["selflearn"]["rounds"]
+    warm_ups = [{"selected": [0, 0, 0], "precision": [None, None, None]}] if uncertainty == "evi" else []
+    assert [{"selected": told["selected"], "precision": told["precision"]} for told in rounds[: len(warm_ups)]] == warm_ups
+    assert len(rounds) == len(warm_ups) + 2
+    for told in rounds[len(warm_ups) :]:
+        assert 0 < sum(told["selected"]) <= 27  # a fifth of the pool for each of three classes
+        assert len(told["losses"]) > 0
+    assert evaluation(world, out, world.pairs("test"), tmp_path / "e")["protocol"] == "inductive"
+
+
+def test_self_learning_is_kept_when_it_was_made_from_the_same(world: World, tmp_path: Path) -> None:
+    def train(**changed: Any) -> int:
+        folders.self_learn_model(world.config(**changed), world.model, world.pairs("pool"), "sw", tmp_path / "out")
+        return (tmp_path / "out" / WEIGHTS).stat().st_ino
+
+    first = train()
+    assert train() == first
+    assert train(selflearn={"rounds": 1}) != first
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_model_of_several_languages_names_the_protocol_of_each(
+    world: World, tmp_path: Path, stage: Callable[..., None]
+) -> None:
+    urdu = tmp_path / "ur"
+    folders.ingest(world.config(), "pool", [str(write_tsv(tmp_path / "ur.tsv", tiny_pairs(30, 8)))], "ur", urdu)
+    merge_pairs([world.pairs("pool"), urdu], tmp_path / "both")
+    stage(world.config(), world.model, tmp_path / "both", SEVERAL, tmp_path / "m")
+    meta = verify(tmp_path / "m", "model").meta
+    assert (meta["language"], meta["languages"]) == ("mul", ["sw", "ur"])
+    expected = {("test", "ur"): "inductive", ("test", "fr"): "zero-shot", ("pool", "sw"): "transductive"}
+    for (pairs, language), protocol in expected.items():
+        out = tmp_path / f"{pairs}-{language}"
+        found = folders.evaluate_model(world.config(), tmp_path / "m", world.pairs(pairs), language, out)
+        assert found["protocol"] == protocol, (pairs, language)
+
+
+def hops(path: Path, rows: Rows) -> str:
+    """A table that goes from English to Spanish and on to French; one text has no French."""
+    texts = sorted({row[side] for row in rows for side in ("premise", "hypothesis")})
+    lines = ["source_text\ttarget_text\tsource_language\ttarget_language"]
+    lines += [f"{text}\tes {text}\ten\tes" for text in texts]
+    lines += [f"es {text}\t{'' if text == rows[4]['premise'] else f'fr {text}'}\tes\tfr" for text in texts]
+    path.write_text("\n".join(lines) + "\n")
+    return f"tsv:{path}"
+
+
+def test_training_pairs_are_translated_through_another_language(world: World, tmp_path: Path) -> None:
+    rows = tiny_pairs(12, 11)
+    english = ingest(world.config(), rows, "source", tmp_path / "en")
+    backend = hops(tmp_path / "t.tsv", rows)
+    folders.translate_training_pairs(english, backend, ["en", "es", "fr"], tmp_path / "fr")
+    french = read_pairs(tmp_path / "fr")
+    kept = [row for number, row in enumerate(rows) if number != 4]
+    assert [tuple(pair.values()) for pair in french.select_columns(["premise", "hypothesis"])] == [
+        (f"fr {row['premise']}", f"fr {row['hypothesis']}") for row in kept
+    ]
+    assert french["label"][:] == [number % 3 for number in range(12) if number != 4]
+    assert set(french["language"]) == {"fr"}
+    manifest = verify(tmp_path / "fr", "pairs")
+    assert manifest.parents == {"pairs": digest(english)}
+    assert (manifest.meta["language"], manifest.meta["pairs"]) == ("fr", 11)
+    report = json.loads((tmp_path / "fr" / "report.json").read_text())
+    assert report["translator"].startswith("tsv ")
+    # they train like others
+    merge_pairs([english, tmp_path / "fr"], tmp_path / "both")
+    folders.train_source_model(world.config(source={"epochs": 1}), tmp_path / "both", tmp_path / "m")
+    assert verify(tmp_path / "m").meta["pairs"] == 23
+
+
+def test_pairs_without_labels_are_not_translated_for_training(world: World, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="45 of 45 pairs have no label"):
+        folders.translate_training_pairs(
+            world.pairs("pool-unlabelled"), translations_through(tmp_path / "t.tsv", POOL, "x"), ["sw", "en"], tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()

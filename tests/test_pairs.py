@@ -11,10 +11,12 @@ from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import ArtifactError, DataError
 from conlst.data.pairs import (
     FEATURES,
+    SEVERAL,
     Ingested,
     check_no_leak,
     fingerprint,
     ingest,
+    merge_pairs,
     read_pairs,
     require_labels,
     text_hash,
@@ -240,3 +242,49 @@ def test_pairs_without_rows_keep_their_columns() -> None:
     empty = Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     assert without_labels(empty).features == FEATURES
     require_labels(empty, "nothing")
+
+
+def published(folder: Path, *rows: dict[str, object], language: str = "en") -> Path:
+    write_pairs(ingest(rows, language=language, max_bad_share=0.0), folder)
+    return folder
+
+
+def test_merged_pairs_of_one_language_are_as_they_were_in_their_order(tmp_path: Path) -> None:
+    parts = [published(tmp_path / "a", row(2), row(1)), published(tmp_path / "b", row(3, label=None))]
+    merge_pairs(parts, tmp_path / "out")
+    merged = read_pairs(tmp_path / "out")
+    assert merged.features == FEATURES
+    assert merged.to_list() == [pair for part in parts for pair in read_pairs(part).to_list()]
+    manifest = read_manifest(tmp_path / "out", "pairs")
+    assert manifest.parents == {f"part{number}": read_manifest(part).digest for number, part in enumerate(parts)}
+    assert manifest.meta == {"language": "en", "pairs": 3, "fingerprint": fingerprint(merged)}
+    assert (tmp_path / "out" / "quarantine.jsonl").read_text() == ""
+
+
+def test_merged_pairs_of_several_languages_are_told_apart_by_their_ids(tmp_path: Path) -> None:
+    # parallel pairs have the same ids
+    parts = [published(tmp_path / language, row(1), row(2), language=language) for language in ("sw", "fr")]
+    merge_pairs(parts, tmp_path / "out")
+    merged = read_pairs(tmp_path / "out")
+    assert merged["pair_id"][:] == ["sw:p1", "sw:p2", "fr:p1", "fr:p2"]
+    assert merged["language"][:] == ["sw", "sw", "fr", "fr"]
+    plain = [pair for part in parts for pair in read_pairs(part).to_list()]
+    assert merged.remove_columns("pair_id").to_list() == [{k: v for k, v in pair.items() if k != "pair_id"} for pair in plain]
+    assert read_manifest(tmp_path / "out").meta["language"] == SEVERAL == "mul"
+
+
+def test_merging_again_makes_the_same_digest_and_another_order_another(tmp_path: Path) -> None:
+    parts = [published(tmp_path / "a", row(1)), published(tmp_path / "b", row(2), language="sw")]
+    for name, order in (("one", parts), ("two", parts), ("other", parts[::-1])):
+        merge_pairs(order, tmp_path / name)
+    one, two, other = (read_manifest(tmp_path / name).digest for name in ("one", "two", "other"))
+    assert one == two != other
+    assert fingerprint(read_pairs(tmp_path / "one")) == fingerprint(read_pairs(tmp_path / "other"))
+
+
+def test_a_damaged_part_is_not_merged(tmp_path: Path) -> None:
+    parts = [published(tmp_path / "a", row(1)), published(tmp_path / "b", row(2))]
+    (parts[1] / "report.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"report\.json"):
+        merge_pairs(parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from conlst.reports import Protocol
 
 SCHEMA: Literal[1] = 1
 PLAIN = "plain"
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 _MEASURES = {"n", "correct", "accuracy", "ece", "bands", "coverage"}
 _CHANGES = {"n", "before", "after", "accuracy_gain", "bands", "histogram", "coverage", "mcnemar"}
 
@@ -62,14 +62,14 @@ class Cell(Section):
     )
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
-    system: str = Field(pattern=_NAME)
+    system: str = Field(pattern=NAME)
     describes: str
-    language: str = Field(pattern=_NAME)
+    language: str = Field(pattern=NAME)
     protocol: Protocol
     pool: int = Field(ge=0)
-    tested: str = Field(pattern=_NAME)
+    tested: str = Field(pattern=NAME)
     seed: int = Field(ge=0)
-    started_from: str = Field(pattern=_NAME)
+    started_from: str = Field(pattern=NAME)
     languages_joint: tuple[str, ...] | None
     evaluation: dict[str, Any]
     comparison: dict[str, Any] | None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from conlst.bench.cell import _NAME, cell_path
+from conlst.bench.cell import NAME, cell_path
 from conlst.contract.config import Section
 from conlst.contract.errors import ConfigError
 from conlst.reports import Protocol
@@ -18,7 +18,7 @@ SOURCE_LANGUAGE = "en"
 _DEFAULT = "default"
 
 # what a cell's file can be named after
-Name = Annotated[str, Field(pattern=_NAME)]
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Translate(Section):

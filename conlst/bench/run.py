@@ -59,8 +59,8 @@ def run_matrix(
     if subset is not None and subset < 1:
         raise ConfigError(f"a subset of {subset} pairs is none; give at least 1")
     plan = [cell for cell in matrix.plan() if not systems or cell.system in systems]
-    bench = Bench(matrix, data, work, results, subset)
-    missing = {cell for cell in plan if not bench.is_done(cell)}
+    bench = Bench(matrix, data, work, results, _code(), subset)
+    missing = [cell for cell in plan if not bench.is_done(cell)]
     for cell in missing:
         bench.require_files(cell)
     done = 0
@@ -77,12 +77,13 @@ def run_matrix(
 
 @dataclass(frozen=True)
 class Bench:
-    """A matrix on its data, with the places where it works and writes."""
+    """A matrix on its data, with the places where it works and writes, and the ``code`` that its cells tell."""
 
     matrix: Matrix
     data: Path
     work: Path
     results: Path
+    code: dict[str, Any]
     subset: int | None = None
 
     def is_done(self, planned: Planned) -> bool:
@@ -146,7 +147,8 @@ class Bench:
             config=config.to_dict(),
             config_digest=self._identity(planned),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            **_circumstances(config),
+            machine=_machine(config),
+            **self.code,
         )
         if cell.protocol != planned.protocol:
             raise ConfigError(
@@ -345,18 +347,21 @@ def _report(stage: str, folder: Path) -> Stage:
     )
 
 
-def _circumstances(config: Config) -> dict[str, Any]:
-    """Commit, versions and machine, as far as they can be known here."""
+def _code() -> dict[str, Any]:
+    """The code that runs, taken before anything does: the checkout may change meanwhile."""
     return {
         "commit": _git("rev-parse", "HEAD") or "unknown",
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: version(name) for name in _PACKAGES},
-        "machine": Machine(
-            cores=os.cpu_count() or 1,
-            threads=config.compute.threads or int(os.environ.get("OMP_NUM_THREADS") or available_cpus()),
-            model=platform.processor() or platform.machine(),
-        ),
     }
+
+
+def _machine(config: Config) -> Machine:
+    return Machine(
+        cores=os.cpu_count() or 1,
+        threads=config.compute.threads or int(os.environ.get("OMP_NUM_THREADS") or available_cpus()),
+        model=platform.processor() or platform.machine(),
+    )
 
 
 def _git(*arguments: str) -> str:

@@ -491,7 +491,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 def _section_of(raw: dict[str, Any], key: str) -> dict[str, Any]:
     """The mapping that holds the last part of a dotted key; sections on the way are made."""
     for section in key.split(".")[:-1]:
-        raw = raw.setdefault(section, {})
+        # an optional section that is left out is null
+        raw[section] = {} if raw.get(section) is None else raw[section]
+        raw = raw[section]
         if not isinstance(raw, dict):
             raise ConfigError(f"{key}: {section} is a value, not a section")
     return raw
