@@ -86,7 +86,7 @@ class Place:
 
     def stale(self, matrix: Matrix, **more: Any) -> set[str]:
         """The systems of the cells that would be made again."""
-        bench = Bench(matrix, self.data, self.work, self.results, **more)
+        bench = Bench(matrix, self.data, self.work, self.results, {}, **more)
         return {cell.system for cell in matrix.plan() if not bench.is_done(cell)}
 
     def left_behind(self) -> list[Path]:

@@ -429,15 +429,17 @@ def test_bench_says_in_one_line_what_is_wrong(experiment: Path, benched: dict[st
     wrong["runs"][0]["systems"] = ["nonesuch"]
     (tmp_path / "wrong.yaml").write_text(json.dumps(wrong))
     (tmp_path / "unmarked.md").write_text("# Results\n")
-    tables = ("--tables-only", "--document", tmp_path / "unmarked.md")
+    document = ("--tables-only", "--document")
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--matrix", tmp_path / "nowhere.yaml"), "nowhere.yaml cannot be read"),
         (("--matrix", tmp_path / "wrong.yaml"), "runs.0.systems names 'nonesuch'"),
         (("--system", "nonesuch"), "no system 'nonesuch'"),
         (("--subset", "0"), "a subset of 0 pairs"),
         (("--data", tmp_path, "--out", tmp_path / "out"), "give the folder of the data with --data"),
-        ((*tables, "--out", tmp_path / "none"), "is no folder of cells"),
-        (tables, "no place for the table rows"),
+        ((*document, experiment / "results.md", "--out", tmp_path / "none"), "is no folder of cells"),
+        ((*document, tmp_path / "unmarked.md"), "no place for the table rows"),
+        ((*document, tmp_path / "nowhere.md"), "nowhere.md cannot be read"),
+        (("--tables-only",), "name it with --document"),
     ]
     for arguments, names in cases:
         complaint = bench(experiment, *arguments).complaint
