@@ -27,6 +27,7 @@ from conlst.reports.style import (
 )
 
 _COLUMNS = 3
+_LEAST_HEIGHT = 0.02  # of an axis of accuracies
 # the calibrating systems of figure 5, then markers: a grey copy still tells them apart
 _LINES = ((CLEAN, "o"), (NOISY, "s"), (AFTER, "^"), ("#CC79A7", "D"), ("#56B4E9", "v"), (QUIET, "x"))
 _points = FuncFormatter(lambda value, _: f"{100 * value:+z.1f}" if value else "0")
@@ -168,6 +169,10 @@ def _traces(panel: Axes, found: Mapping[str, Sequence[Cell]], systems: Sequence[
     panel.autoscale_view()
     panel.margins(y=0.15)
     panel.xaxis.set_major_locator(MaxNLocator(4, **WHOLE))
+    # an axis fitted to a wiggle of tenths would make noise look like a trend
+    low, high = panel.get_ylim()
+    spare = max(0.0, _LEAST_HEIGHT - (high - low)) / 2
+    panel.set_ylim(low - spare, high + spare)
     panel.yaxis.set_major_formatter(tenths)
 
 
