@@ -20,6 +20,7 @@ from conlst.contract.config import Backbone, Compute, Source
 from conlst.model.backbones import load_backbone
 from conlst.model.dropout import Dropout
 from conlst.model.encoder import PairClassifier
+from conlst.runtime.cpu import cpu_model
 from conlst.training import Trainer, autocast, set_up_compute
 
 ROWS, LENGTH = 40, 48
@@ -62,7 +63,7 @@ def main() -> None:
         "seconds": seconds,
         "options": {"threads": options.threads, "repeats": options.repeats, "seed": options.seed},
         "versions": {name: version(name) for name in ("torch", "transformers", "conlst")},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {"processor": cpu_model(), "cores": os.cpu_count(), "python": platform.python_version()},
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
     }
     print(json.dumps({key: result[key] for key in ("median_seconds", "pairs_per_second", "ratio")}, indent=1))
@@ -83,11 +84,6 @@ def _with_torch_parts(model: PairClassifier) -> PairClassifier:
             if isinstance(child, Dropout):
                 setattr(module, name, nn.Dropout(child.p))
     return model
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

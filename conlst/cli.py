@@ -219,7 +219,7 @@ def bench(options: argparse.Namespace) -> Result:
     elif options.tables_only:
         raise ConfigError("--tables-only makes the tables of a document; name it with --document")
     if not options.tables_only:
-        result |= run_matrix(matrix, options.data, options.work, options.out, options.subset, options.system)
+        result |= run_matrix(matrix, options.data, options.work, options.out, options.subset, options.system, options.jobs)
     if options.document:
         cells = read_cells(options.out)
         tables = blocks(cells, matrix.groups, matrix.development)
@@ -333,6 +333,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("benchmarks/results/xnli"), metavar="DIR", help="one JSON a cell; those there stay"
     )
     sub.add_argument("--system", action="extend", nargs="+", default=[], metavar="NAME", help="run only these; default: all")
+    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time, each with its share of the CPUs")
     sub.add_argument("--subset", type=int, metavar="N", help="N random pairs of every split, to see that the matrix runs")
     sub.add_argument("--document", type=Path, metavar="FILE", help="Markdown whose tables are made anew, with figures beside it")
     sub.add_argument("--tables-only", action="store_true", help="run nothing, only make tables and figures")

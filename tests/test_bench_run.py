@@ -249,6 +249,32 @@ def test_a_second_run_computes_nothing_and_needs_no_data(again: Place, monkeypat
     assert not (again.work / "shared").exists() or not again.left_behind()
 
 
+@pytest.mark.slow
+def test_several_processes_compute_the_same_cells(full: Full, fresh: Place) -> None:
+    counts = fresh.run(fresh.matrix(), jobs=3)
+    assert counts == full[1]
+    expected, found = full[0].cells(), fresh.cells()
+    assert found.keys() == expected.keys()
+    assert all(same(found[name], expected[name]) for name in expected)
+    assert {cell.machine.jobs for cell in found.values()} == {3}
+    assert fresh.left_behind() == []
+
+
+def test_a_failing_process_is_told(fresh: Place) -> None:
+    data = fresh.folder / "data"
+    shutil.copytree(fresh.data, data)
+    (data / "test.fr.tsv").write_text("no such columns\n")
+    runs = [{"systems": ["zero-shot"], "languages": ["fr"]}]
+    with pytest.raises(DataError, match=r"test\.fr\.tsv"):
+        run_matrix(fresh.matrix(runs=runs), data, fresh.work, fresh.results, jobs=2)
+    assert not fresh.cells()
+
+
+def test_no_jobs_are_refused(fresh: Place) -> None:
+    with pytest.raises(ConfigError, match="0 jobs"):
+        fresh.run(fresh.matrix(), jobs=0)
+
+
 def changed(name: str, **values: Any) -> dict[str, Any]:
     return {"systems": SYSTEMS | {name: SYSTEMS[name] | values}}
 
@@ -331,7 +357,7 @@ def same(one: Cell, other: Cell) -> bool:
     """Whether two cells differ in nothing but when and how fast they were made."""
 
     def facts(cell: Cell) -> dict[str, Any]:
-        raw = cell.model_dump(exclude={"finished"})
+        raw = cell.model_dump(exclude={"finished", "machine"})
         return raw | {"stages": [stage | {"seconds": 0} for stage in raw["stages"]]}
 
     return facts(one) == facts(other)

@@ -36,8 +36,16 @@ class Stage(Section):
 
 
 class Machine(Section):
+    """What a cell ran on.
+
+    Attributes:
+        threads: of the process that computed the cell.
+        jobs: such processes at the same time; times of one cell are comparable within one number only.
+    """
+
     cores: int = Field(ge=1)
     threads: int = Field(ge=1)
+    jobs: int = Field(1, ge=1)
     model: str
 
 

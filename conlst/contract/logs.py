@@ -20,12 +20,12 @@ _QUIET = (
 )
 
 
-def set_up_logging(verbose: bool = False) -> None:
-    """Log conlst's own messages at INFO (DEBUG when ``verbose``), other libraries' warnings."""
+def set_up_logging(verbose: bool = False, prefix: str = "") -> None:
+    """Log conlst's own messages at INFO (DEBUG when ``verbose``), other libraries' warnings; ``prefix`` begins every line."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         stream=sys.stderr,
-        format="%(asctime)s %(levelname).1s %(name)s  %(message)s",
+        format=f"{prefix}%(asctime)s %(levelname).1s %(name)s  %(message)s",
         datefmt="%H:%M:%S",
         force=True,
     )

@@ -1,6 +1,7 @@
 """How many CPUs this process may really use: thread pools sized to the host are throttled inside a container."""
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def available_cpus(root: Path = Path("/")) -> int:
     # Linux only; elsewhere there are no cgroups either
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(int(quota) for quota in _quotas(root))]))
+
+
+def cpu_model(root: Path = Path("/")) -> str:
+    """What the CPU calls itself, for the record of a measurement."""
+    facts = root / "proc/cpuinfo"
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _quotas(root: Path) -> Iterator[float]:
