@@ -263,11 +263,11 @@ def test_several_processes_compute_the_same_cells(full: Full, fresh: Place) -> N
 def test_a_failing_process_is_told(fresh: Place) -> None:
     data = fresh.folder / "data"
     shutil.copytree(fresh.data, data)
-    (data / "test.fr.tsv").write_text("no such columns\n")
+    (data / "test.fr.tsv").write_text("premise\thypothesis\tlabel\nun\tdeux\tperhaps\n")
     runs = [{"systems": ["zero-shot"], "languages": ["fr"]}]
     with pytest.raises(DataError, match=r"test\.fr\.tsv"):
         run_matrix(fresh.matrix(runs=runs), data, fresh.work, fresh.results, jobs=2)
-    assert not fresh.cells()
+    assert not fresh.results.exists()
 
 
 def test_no_jobs_are_refused(fresh: Place) -> None:
