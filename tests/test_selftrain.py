@@ -160,6 +160,27 @@ def test_the_target_loss_is_the_mean_of_weight_times_loss(world: World, monkeypa
     assert targets.sum(1).tolist() == pytest.approx((shares @ weights[chosen]).tolist(), rel=1e-5)
 
 
+def test_interpolation_stands_between_the_weights_before_and_after(world: World) -> None:
+    before = world.start.classifier.state_dict()
+    after = run(world, world.config()).weights
+    between = run(world, world.config(interpolation=0.25)).weights
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved
+    for name in before:
+        torch.testing.assert_close(between[name], 0.75 * before[name] + 0.25 * after[name])
+    assert not torch.equal(between[moved[0]], after[moved[0]])
+
+
+def test_interpolation_knows_the_beginning_after_a_resume(world: World, tmp_path: Path) -> None:
+    config = world.config(interpolation=0.5, max_iterations=2)
+    whole = run(world, config)
+    checkpoints = Checkpoints(tmp_path / "kept", every=1, identity="x")
+    with pytest.raises(Interrupted):
+        run(world, config, checkpoints=checkpoints, progress=Recorder(stop_after=len(whole.rounds[0].losses) + 1))
+    resumed = run(world, config, checkpoints=checkpoints)
+    assert all(torch.equal(resumed.weights[name], whole.weights[name]) for name in whole.weights)
+
+
 def test_hard_rules_train_on_whole_labels(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, rows = stage_module.soft_cross_entropy, []
 

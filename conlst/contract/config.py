@@ -269,6 +269,7 @@ class SelfTrain(Optimisation):
         epochs: passes over the selected pairs in a round.
         target_weight: λ of eq. 12.
         source_share: source pairs a step, as a share of the target pairs.
+        interpolation: share of the trained weights in the result, the rest being the weights that the stage began with.
         masking, mixup, back_translation: the strong views; a batch takes one of those that are set. At least one must be.
     """
 
@@ -284,6 +285,7 @@ class SelfTrain(Optimisation):
     floor: float = Field(0.5, ge=1 / 3, lt=1)
     target_weight: float = Field(1.0, ge=0)
     source_share: float = Field(1.0, gt=0, le=4)
+    interpolation: float = Field(1.0, gt=0, le=1)
     masking: Masking | None = Masking()
     mixup: Mixup | None = Mixup()
     back_translation: BackTranslation | None = None

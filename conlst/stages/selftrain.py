@@ -12,6 +12,7 @@ from conlst.contract.errors import TrainingError
 from conlst.data.batching import draw_of_like_length
 from conlst.data.tokens import TokenizedPairs
 from conlst.method.alignment import align, class_shares
+from conlst.method.interpolation import interpolate, trained_weights
 from conlst.method.losses import soft_cross_entropy
 from conlst.method.masking import mask_tokens
 from conlst.method.mixup import mixup
@@ -77,6 +78,7 @@ def self_train(
     device = set_up_compute(config.compute)
     model.move_to(device)
     stage = config.selftrain
+    began = trained_weights(model)
     kept = checkpoints.load() if checkpoints else None
     rounds = [Round(**done) for done in kept.state["rounds"]] if kept else []
     shares = class_shares(source_labels, 3) if stage.align else None
@@ -126,6 +128,7 @@ def self_train(
         trainer.finish()
         rounds.append(Round(bars.tolist(), pseudo.tolist(), selected.tolist(), changed, losses))
 
+    interpolate(model, began, stage.interpolation)
     model.eval()
     return rounds
 
