@@ -1,8 +1,8 @@
 """What the labels of the pool are worth: stage 2 taught with the true labels of XNLI dev, measured on XNLI test.
 
-    python benchmarks/upper_bound.py --model runs/bench/source/plain-13-… --data <folder with xnli/ source/> --language sw fr
+    python benchmarks/upper_bound.py --model runs/bench/source/plain-13-… --data <folder with xnli/ source/> --language fr ar tr
 
-No self-training can be expected to gain more from the same pool with the same steps, for its pseudo-labels are right less often.
+No self-training with the same steps can be expected to gain more, for its pseudo-labels are right less often. Inductive.
 An analysis, not a system: it trains on labels of the target language.
 """
 

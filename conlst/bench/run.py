@@ -235,15 +235,15 @@ class Bench:
         dev = self._ingested("source_dev", self._expand(self.matrix.source_dev), SOURCE_LANGUAGE, config)
         made_from = [_settings(config), _recipe(stage0), read_manifest(english).digest, read_manifest(dev).digest, self.subset]
         out = self.work / "source" / f"{name}-{seed}-{_digest(made_from)}"
-        auxiliary = {}
-        if stage0.translate and not _is_made(out):
-            translated = self._translated(stage0.translate, config)
-            if stage0.translate.as_auxiliary:
-                auxiliary[stage0.translate.path[-1]] = translated
-            else:
-                english = self._merged([english, translated])
         with _claimed(out):
             if not _is_made(out):
+                auxiliary = {}
+                if stage0.translate:
+                    translated = self._translated(stage0.translate, config)
+                    if stage0.translate.as_auxiliary:
+                        auxiliary[stage0.translate.path[-1]] = translated
+                    else:
+                        english = self._merged([english, translated])
                 with _timed(out):
                     folders.train_source_model(config, english, out, dev, auxiliary=auxiliary)
         return out

@@ -14,9 +14,9 @@ def interpolate(model: nn.Module, began: dict[str, Tensor], share: float) -> Non
     """Set ``θ = share θ + (1 - share) θ_began`` in place.
 
     Args:
-        began: of :func:`trained_weights`, before the training.
-        share: of the present weights; 1 leaves them as they are.
+        began: of :func:`trained_weights`, before the training; a parameter that it does not name stays as it is.
+        share: of the present weights.
     """
     for name, parameter in model.named_parameters():
-        if name in began and share < 1:
-            parameter.lerp_(began[name].to(parameter.device), 1 - share)
+        if name in began:
+            parameter.lerp_(began[name], 1 - share)

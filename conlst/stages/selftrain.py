@@ -78,7 +78,7 @@ def self_train(
     device = set_up_compute(config.compute)
     model.move_to(device)
     stage = config.selftrain
-    began = trained_weights(model)
+    began = trained_weights(model) if stage.interpolation < 1 else {}
     kept = checkpoints.load() if checkpoints else None
     rounds = [Round(**done) for done in kept.state["rounds"]] if kept else []
     shares = class_shares(source_labels, 3) if stage.align else None
