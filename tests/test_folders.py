@@ -600,8 +600,8 @@ def test_a_language_that_the_backend_lacks_trains_without_that_view(
     class Lacking:
         name, version = "lacking", "1"
 
-        def translate(self, texts: list[str], source: str, target: str) -> list[str]:  # noqa: ARG002
-            raise UnsupportedDirection(f"no {source}")
+        def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+            raise UnsupportedDirection(f"no {source} to {target} for {len(texts)} texts")
 
     monkeypatch.setattr(folders.pairs, "open_backend", lambda _spec: Lacking())
     config = world.config(selftrain={"back_translation": {"backend": "seq2seq:x"}})

@@ -229,7 +229,9 @@ class Bench:
     def _source_model(self, name: str, seed: int) -> Path:
         stage0 = self.matrix.stage0[name]
         if stage0.model is not None:
-            return folders.resolve_source_model(stage0.model, self.work / "starter")
+            starter = self.work / "starter"
+            with _claimed(starter):
+                return folders.resolve_source_model(stage0.model, starter)
         config = self._stage0_config(name, seed)
         english = self._english(stage0, config)
         dev = self._ingested("source_dev", self._expand(self.matrix.source_dev), SOURCE_LANGUAGE, config)
