@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -193,6 +194,16 @@ def rollback(options: argparse.Namespace) -> Result:
     return {"language": options.language, "champion": version.version, "uri": version.uri}
 
 
+def history(options: argparse.Namespace) -> Result:
+    from conlst.platform import registry
+
+    entries = registry.history(options.language)
+    for entry in entries:
+        replaced = "the first" if entry.replaces is None else f"in place of {entry.replaces}"
+        print(f"{entry.at}  {entry.action}  version {entry.version}, {replaced}  {entry.digest[:12]}  {'; '.join(entry.reasons)}")
+    return {"language": options.language, "champions": [asdict(entry) for entry in entries]}
+
+
 def serve(options: argparse.Namespace) -> NoReturn:
     environment = dict(os.environ)
     if options.model:
@@ -348,6 +359,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser("rollback", help="restore the champion that the present one replaced", allow_abbrev=False)
     sub.set_defaults(command=rollback)
+    sub.add_argument("--language", required=True)
+
+    sub = commands.add_parser(
+        "history", help="who was champion of a language when, on what data and by which decision", allow_abbrev=False
+    )
+    sub.set_defaults(command=history)
     sub.add_argument("--language", required=True)
 
     sub = commands.add_parser(

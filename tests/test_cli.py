@@ -23,7 +23,7 @@ from tiny import WORDS, tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
 COMMANDS = [
     *("run", "train-source", "adapt", "evaluate", "export", "compile"),
-    *("promote", "rollback", "serve", "predict", "compact", "bench"),
+    *("promote", "rollback", "history", "serve", "predict", "compact", "bench"),
 ]
 WEIGHTS = "weights.safetensors"
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from conlst.contract.config import Gate
-from conlst.platform.gate import decide
+from conlst.platform.gate import Paired, decide
 
 GATE = Gate(min_accuracy=0.6, min_gain=0.01, max_ece=0.1, min_pairs=100, max_parity=1e-4)
 GOOD = {"accuracy": 0.7, "ece": 0.05, "n": 150, "zero_shot_accuracy": 0.65, "parity": 1e-5}
@@ -71,3 +71,73 @@ def test_exactly_at_every_bar_passes():
     metrics = {"accuracy": 0.35, "ece": 0.1, "n": 100, "zero_shot_accuracy": 0.34, "parity": 1e-4}
     assert 0.35 - 0.34 < 0.01
     assert decide(metrics, None, bars).promote
+
+
+CLEARLY_WORSE = Paired(only_champion=40, only_candidate=15)
+
+
+def test_a_clear_loss_on_the_same_pairs_is_refused_whatever_the_margin():
+    lenient = GATE.model_copy(update={"min_gain": -0.5})
+    decision = decide(GOOD, CHAMPION, lenient, CLEARLY_WORSE)
+    assert not decision.promote
+    assert len(decision.reasons) == 1
+    assert "15 pairs won and 40 lost" in decision.reasons[0]
+    assert decide(GOOD, CHAMPION, lenient, Paired(only_champion=20, only_candidate=15)).promote
+    assert decide(GOOD, CHAMPION, lenient, Paired(only_champion=15, only_candidate=40)).promote
+
+
+def test_the_p_value_is_mcnemars():
+    assert Paired(0, 5).p_value == pytest.approx(2 / 32)
+    assert Paired(3, 3).p_value == 1
+
+
+def test_a_language_may_have_its_own_margin():
+    gate = GATE.model_copy(update={"margins": {"sw": -0.02}})
+    assert gate.of("sw").min_gain == -0.02
+    assert gate.of("fr").min_gain == GATE.min_gain
+
+
+LABEL_FREE = Gate(evidence="none", min_accuracy=0.6, min_gain=0.0, min_pairs=100, max_english_fall=0.01, min_label_share=0.15)
+ESTIMATED = {
+    "estimated_accuracy": 0.7,
+    "zero_shot_estimated_accuracy": 0.69,
+    "english_accuracy": 0.745,
+    "source_english_accuracy": 0.75,
+    "least_label_share": 0.3,
+    "view_agreement": 0.85,
+    "unlabelled_n": 500,
+    "parity": 1e-5,
+}
+
+
+def test_without_labels_the_estimates_decide():
+    decision = decide(ESTIMATED, None, LABEL_FREE)
+    assert decision.promote
+    assert len(decision.reasons) == 7
+    assert any("over zero-shot 0.6900" in reason for reason in decision.reasons)
+    assert "over champion" in " ".join(decide(ESTIMATED, {"estimated_accuracy": 0.65}, LABEL_FREE).reasons)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"unlabelled_n": 99}, "unlabelled pairs"),
+        ({"estimated_accuracy": 0.59, "zero_shot_estimated_accuracy": 0.5}, "estimated accuracy"),
+        ({"zero_shot_estimated_accuracy": 0.71}, "gain"),
+        ({"english_accuracy": 0.739}, "English fell"),
+        ({"least_label_share": 0.14}, "rarest label"),
+        ({"view_agreement": 0.69}, "dropout views"),
+        ({"parity": 1e-3}, "parity"),
+    ],
+)
+def test_without_labels_each_bar_refuses(change, word):
+    decision = decide(ESTIMATED | change, None, LABEL_FREE)
+    assert not decision.promote
+    assert len(decision.reasons) == 1
+    assert word in decision.reasons[0]
+
+
+def test_labels_do_not_stand_in_for_estimates_nor_estimates_for_labels():
+    assert len(decide(GOOD, None, LABEL_FREE).reasons) == 7
+    assert not decide(ESTIMATED, None, GATE).promote
+    assert "champion" in decide(ESTIMATED, CHAMPION, LABEL_FREE).reasons[0]

@@ -1,11 +1,17 @@
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from safetensors.numpy import save_file
 
+from conlst.cli import main
 from conlst.contract.artifacts import publish, verify
 from conlst.contract.config import Gate
 from conlst.contract.errors import RegistryError
@@ -48,7 +54,7 @@ def pusher(prefix: str, tmp_path: Path):
 @pytest.fixture
 def register(client, push):  # noqa: ARG001
     def register(content: str, language: str = "sw", **metrics: float) -> int:
-        return registry.register(language, *push(content), metrics=GOOD | metrics, tags={"commit": "abc", "data": "d1"})
+        return registry.register(language, *push(content), metrics=GOOD | metrics, tags={"code": "abc", "data": "d1"})
 
     return register
 
@@ -70,7 +76,7 @@ def test_a_registered_version_is_the_challenger(client, register, push):
     found = registry.challenger("sw")
     uri, digest = push("one")
     assert (found.name, found.version, found.uri, found.digest, found.metrics) == ("nli-sw", 1, uri, digest, GOOD)
-    assert found.tags == {"commit": "abc", "data": "d1", "digest": digest, "language": "sw"}
+    assert found.tags == {"code": "abc", "data": "d1", "digest": digest, "language": "sw"}
     assert registry.champion("sw") is None
     assert register("two") == 2
     assert aliases(client) == {"challenger": 2}
@@ -181,32 +187,140 @@ def test_an_unknown_version_is_named(register):
         registry.promote("fr", 1, GATE)
 
 
-def test_a_champion_that_changed_meanwhile_stops_promotion(client, register, monkeypatch):
+def test_of_two_promotions_from_the_same_champion_one_wins_and_one_is_told(client, register, monkeypatch):
     registry.promote("sw", register("one"), GATE)
     slow, quick = register("two", accuracy=0.8), register("three", accuracy=0.9)
     decide = registry.decide
 
     def overtaken(*args):
-        client.set_registered_model_alias("nli-sw", "champion", str(quick))
+        monkeypatch.setattr(registry, "decide", decide)
+        assert registry.promote("sw", quick, GATE).promote
         return decide(*args)
 
     monkeypatch.setattr(registry, "decide", overtaken)
-    with pytest.raises(RegistryError, match="changed while version 2"):
+    with pytest.raises(RegistryError, match=f"came first: version {quick} is champion"):
         registry.promote("sw", slow, GATE)
     assert aliases(client)["champion"] == quick
+    assert [entry.version for entry in registry.history("sw")] == [1, quick]
 
 
-def test_a_promotion_at_the_same_moment_is_told(register, monkeypatch):
-    first, second = register("one"), register("two", accuracy=0.8)
+def test_a_rollback_loses_against_a_promotion_that_came_first(client, register, monkeypatch):
+    for content, accuracy in (("one", 0.7), ("two", 0.8)):
+        registry.promote("sw", register(content, accuracy=accuracy), GATE)
+    third = register("three", accuracy=0.9)
+    make = registry._make_champion
+
+    def overtaken(*args):
+        monkeypatch.setattr(registry, "_make_champion", make)
+        assert registry.promote("sw", third, GATE).promote
+        make(*args)
+
+    monkeypatch.setattr(registry, "_make_champion", overtaken)
+    with pytest.raises(RegistryError, match="came first"):
+        registry.rollback("sw")
+    assert aliases(client)["champion"] == third
+
+
+def test_a_promotion_cut_short_before_its_alias_holds_others_up_and_can_be_done_again(client, register, monkeypatch):
+    registry.promote("sw", register("one"), GATE)
+    second, third = register("two", accuracy=0.8), register("three", accuracy=0.9)
     move = MlflowClient.set_registered_model_alias
 
-    def collide(self, name, alias, version):
-        move(self, name, alias, version)
-        move(self, name, alias, str(second))
+    def away(*_):
+        raise MlflowException("the server is away")
 
-    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", collide)
-    with pytest.raises(RegistryError, match="its champion is version 2, not 1"):
-        registry.promote("sw", first, GATE)
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", away)
+    with pytest.raises(RegistryError, match="do the same again"):
+        registry.promote("sw", second, GATE)
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", move)
+    assert aliases(client)["champion"] == 1
+
+    with pytest.raises(RegistryError, match="version 2 of nli-sw is being made champion"):
+        registry.promote("sw", third, GATE)
+    assert registry.promote("sw", second, GATE).promote
+    assert aliases(client)["champion"] == second
+
+
+def test_an_alias_that_a_person_moved_is_the_champion_to_beat(client, register, monkeypatch):
+    registry.promote("sw", register("one"), GATE)
+    by_hand, better = register("two", accuracy=0.8), register("three", accuracy=0.805)
+    client.set_registered_model_alias("nli-sw", "champion", str(by_hand))
+    monkeypatch.setattr(registry, "_UNDER_WAY", timedelta(0))
+    decision = registry.promote("sw", better, GATE)
+    assert not decision.promote
+    assert "over champion 0.8000" in decision.reasons[0]
+
+
+def test_history_tells_every_champion_with_its_reasons_and_data(register):
+    with pytest.raises(RegistryError, match="there is no nli-sw"):
+        registry.history("sw")
+    first = registry.promote("sw", register("one"), GATE)
+    assert registry.promote("sw", register("worse", accuracy=0.65), GATE).promote is False
+    registry.promote("sw", register("two", accuracy=0.8), GATE)
+    registry.rollback("sw")
+    told = registry.history("sw")
+    assert [(entry.action, entry.version, entry.replaces) for entry in told] == [
+        ("promote", 1, None),
+        ("promote", 3, 1),
+        ("rollback", 1, 3),
+    ]
+    assert told[0].reasons == first.reasons
+    assert told[0].metrics == GOOD
+    assert told[0].data == {"code": "abc"}
+    assert told[2].reasons == ("version 3 was rolled back",)
+
+
+def test_the_command_prints_the_history(register, capsys):
+    registry.promote("sw", register("one"), GATE)
+    assert main(["history", "--language", "sw"]) == 0
+    line, result = capsys.readouterr().out.splitlines()
+    assert "promote  version 1, the first" in line
+    assert json.loads(result)["champions"][0]["version"] == 1
+
+
+def test_versions_of_a_language_lie_in_one_place(client, push, bucket, tmp_path) -> None:  # noqa: ARG001
+    registry.register("sw", *push("one"), metrics=GOOD, tags={})
+    elsewhere = pusher(f"{bucket}/others", tmp_path)
+    with pytest.raises(RegistryError, match=r"lie under s3://conlst/models, not under s3://conlst/others"):
+        registry.register("sw", *elsewhere("two"), metrics=GOOD, tags={})
+
+
+@pytest.fixture
+def measured(client, push, bucket, tmp_path):  # noqa: ARG001
+    """Registers a version whose predictions are right on the given pairs of 1,000."""
+
+    def measured(content: str, right: range, fingerprint: str = "f1") -> int:
+        labels = np.zeros(1000, np.int64)
+        logits = np.zeros((1000, 3), np.float32)
+        logits[:, 1] = 1
+        logits[right] = [2, 0, 0]
+        folder = tmp_path / f"evaluation-{content}"
+        with publish(folder, kind="evaluation", meta={"fingerprint": fingerprint}) as staging:
+            save_file({"logits": logits, "labels": labels}, staging / "predictions.safetensors")
+        tags = {"evaluation": objects.push_folder(folder, f"{bucket}/evaluations"), "test": fingerprint}
+        return registry.register("sw", *push(content), metrics=GOOD | {"accuracy": len(right) / 1000}, tags=tags)
+
+    return measured
+
+
+def test_a_candidate_that_is_clearly_worse_on_the_same_pairs_is_refused_within_its_margin(measured):
+    lenient = GATE.model_copy(update={"margins": {"sw": -0.05}})
+    assert registry.promote("sw", measured("one", range(0, 700)), lenient).promote
+    decision = registry.promote("sw", measured("two", range(0, 680)), lenient)
+    assert not decision.promote
+    assert "0 pairs won and 20 lost" in decision.reasons[0]
+    # as many points lower, but the pairs that changed sides could have been tossed by a coin
+    chance = registry.promote("sw", measured("three", range(320, 1000)), lenient)
+    assert chance.promote
+    assert any("300 pairs won and 320 lost" in reason for reason in chance.reasons)
+
+
+def test_evaluations_of_other_pairs_are_not_compared(measured, monkeypatch):
+    registry.promote("sw", measured("one", range(700)), GATE)
+    other = measured("two", range(750), "f2")
+    monkeypatch.setattr(registry, "_incomparable", lambda *_: None)
+    with pytest.raises(RegistryError, match="measure other pairs"):
+        registry.promote("sw", other, GATE)
 
 
 def test_versions_that_others_made_are_refused(client, push):
@@ -263,6 +377,29 @@ def test_over_real_servers(s3, mlflow_uri, tmp_path, monkeypatch):
     assert registry.champion("tr").version == 1
     with pytest.raises(RegistryError, match="nli-tr has no version 9"):
         registry.promote("tr", 9, GATE)
+
+
+@pytest.mark.slow
+def test_of_many_promotions_at_once_one_wins_over_real_servers(s3, mlflow_uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    push = pusher(f"s3://{s3.bucket}/models", tmp_path)
+    versions = [registry.register("ur", *push(f"v{n}"), metrics=GOOD, tags={}) for n in range(6)]
+
+    def promote(version: int) -> int | str:
+        try:
+            return version if registry.promote("ur", version, GATE).promote else "refused"
+        except RegistryError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(6) as pool:
+        outcomes = list(pool.map(promote, versions))
+    winners = [outcome for outcome in outcomes if isinstance(outcome, int)]
+    assert len(winners) == 1
+    assert all(
+        "came first" in told or "being made champion" in told or told == "refused" for told in set(outcomes) - set(winners)
+    )
+    assert registry.champion("ur").version == winners[0]
+    assert [entry.version for entry in registry.history("ur")] == winners
 
 
 @pytest.mark.parametrize("other", [{"protocol": "inductive"}, {"test": "f2"}])

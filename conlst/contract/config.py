@@ -4,7 +4,7 @@ import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -346,18 +346,36 @@ class Gate(Section):
     """What a candidate must show before the ``champion`` alias moves. Refusal is the default.
 
     Attributes:
-        min_accuracy: lowest accuracy on the language's test pairs.
-        min_gain: by how much a candidate must beat the champion, or zero-shot when there is no champion yet.
+        evidence: ``labels`` judges by labelled test pairs of the language, ``none`` by what can be known without any.
+        min_accuracy: lowest accuracy on the language's test pairs, or lowest estimate of it.
+        min_gain: by how much a candidate must beat the champion, or zero-shot when there is no champion yet; a negative gain is a
+            margin.
+        margins: ``min_gain`` of single languages.
+        significance: a candidate that is worse than the champion on the same pairs with a smaller p (McNemar) is refused
+            whatever the margin.
         max_ece: highest expected calibration error.
-        min_pairs: fewer labelled pairs than this prove nothing.
+        min_pairs: fewer labelled or unlabelled pairs than this prove nothing.
         max_parity: largest difference between ONNX and torch logits.
+        max_english_fall: how much accuracy on English dev adaptation may cost; read without labels, as are those that follow.
+        min_label_share: a label that is predicted for fewer of the pairs has collapsed.
+        min_agreement: share of pairs on which two dropout views must agree.
     """
 
+    evidence: Literal["labels", "none"] = "labels"
     min_accuracy: float = Field(0.5, ge=0, le=1)
     min_gain: float = Field(0.0, ge=-1, le=1)
+    margins: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(default_factory=dict)
+    significance: float = Field(0.05, gt=0, lt=1)
     max_ece: float = Field(0.25, gt=0, le=1)
     min_pairs: int = Field(100, ge=1)
     max_parity: float = Field(1e-4, gt=0)
+    max_english_fall: float = Field(0.02, ge=0, le=1)
+    min_label_share: float = Field(0.1, ge=0, le=1 / 3)
+    min_agreement: float = Field(0.7, ge=0, le=1)
+
+    def of(self, language: str) -> "Gate":
+        """The gate of one language."""
+        return self.model_copy(update={"min_gain": self.margins.get(language, self.min_gain)})
 
 
 class Config(Section):

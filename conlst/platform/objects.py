@@ -191,6 +191,52 @@ def fetch_file(uri: str, folder: Path) -> Path:
     return target
 
 
+def put_new(content: bytes, uri: str) -> bool:
+    """Write an object unless there is one of its name; says whether this call did. Of several writers one wins.
+
+    Raises:
+        BackendError: if S3 cannot be reached or refuses.
+    """
+    address = Address.parse(uri)
+    with _client(address) as client:
+        return _put_if_absent(client, address, content)
+
+
+def read_object(uri: str) -> bytes:
+    """The content of a small object.
+
+    Raises:
+        BackendError: if S3 cannot be reached, refuses, or has nothing at ``uri``.
+    """
+    address = Address.parse(uri)
+    with _client(address) as client:
+        return _content(client, address)
+
+
+def list_objects(prefix: str) -> list[str]:
+    """Addresses of everything below ``prefix``, in the order of their keys.
+
+    Raises:
+        BackendError: if S3 cannot be reached or refuses.
+    """
+    address = Address.parse(prefix)
+    with _client(address) as client:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=address.bucket, Prefix=f"{address.key}/")
+        return [str(Address(address.bucket, item["Key"])) for page in pages for item in page.get("Contents", [])]
+
+
+def root_of(uri: str) -> str:
+    """The prefix that a folder's address lies under: ``s3://bucket/prefix``.
+
+    Raises:
+        BackendError: if ``uri`` is not the address of a manifest, or its folder lies at the root of the bucket.
+    """
+    root = _split_manifest(Address.parse(uri))[0]
+    if not root.key:
+        raise BackendError(f"{uri} lies at the root of its bucket; publish below a prefix, s3://{root.bucket}/models")
+    return str(root)
+
+
 def localize(source: str, folder: Path) -> str | Path:
     """Bring what an address names to this machine; anything but an ``s3://`` address is returned as it is.
 
@@ -251,14 +297,18 @@ def _digest_of(content: bytes) -> str:
 
 def _put_manifest(client: Any, target: Address, manifest: Manifest) -> bytes:
     content = manifest.to_json().encode()
+    # else another writer, or our own request whose answer was lost, was first
+    return content if _put_if_absent(client, target, content) else _content(client, target)
+
+
+def _put_if_absent(client: Any, target: Address, content: bytes) -> bool:
     try:
         client.put_object(Bucket=target.bucket, Key=target.key, Body=content, ContentType="application/json", IfNoneMatch="*")
     except ClientError as error:
         if _code(error) not in _LOST_THE_RACE:
             raise
-        # another writer, or our own request whose answer was lost, was first
-        return _content(client, target)
-    return content
+        return False
+    return True
 
 
 def _upload(client: Any, path: Path, target: Address, sha256: str) -> None:

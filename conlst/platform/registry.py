@@ -1,8 +1,8 @@
 """Model versions in the MLflow registry: one model a language, ``nli-<language>``, with aliases ``champion`` and ``challenger``.
 
 MLflow holds an artifact folder's address and digest, never its bytes. Its metrics are a tag of the version, so that a later
-candidate can be compared with it. Stages, ``latest_versions`` and the aliases in search results are not used: the first are
-deprecated, the others come back empty.
+candidate can be compared with it. Which of two promotions at once wins is settled by :mod:`conlst.platform.ledger`. Stages,
+``latest_versions`` and the aliases in search results are not used: the first are deprecated, the others come back empty.
 """
 
 import json
@@ -12,23 +12,32 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Literal
 
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from conlst.contract.artifacts import canonical_json
 from conlst.contract.config import Gate
 from conlst.contract.errors import ArtifactError, BackendError, RegistryError
-from conlst.platform import objects
-from conlst.platform.gate import Decision, decide
+from conlst.platform import ledger, objects
+from conlst.platform.gate import Decision, Paired, decide
 from conlst.platform.mlflow_client import open_client
+from conlst.platform.paired import compare_evaluations
 
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 _PREFIX = "nli-"
+# tag of a registered model: the one prefix that its versions and its ledger lie under
+_STORE = "store"
+# an entry of the ledger whose alias has not followed by then never will: its writer was killed, or the alias moved by hand
+_UNDER_WAY = timedelta(minutes=1)
+# tags that say on what a version was made and measured
+_PROVENANCE = ("job", "protocol", "test", "pool", "config_digest", "code", "model_digest", "evaluation")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
@@ -55,7 +64,8 @@ def register(language: str, folder_uri: str, digest: str, *, metrics: dict[str, 
     """Make a version of a published folder and alias it ``challenger``; the same again returns the version there is.
 
     Raises:
-        RegistryError: if the folder is not complete in S3, is not the one that ``digest`` names, or MLflow fails.
+        RegistryError: if the folder is not complete in S3, is not the one that ``digest`` names, does not lie under the prefix of
+            the language's other versions, or MLflow fails.
     """
     name = _name(language)
     _check(folder_uri, digest)
@@ -64,6 +74,7 @@ def register(language: str, folder_uri: str, digest: str, *, metrics: dict[str, 
         if current is not None and (current.uri, current.metrics) == (folder_uri, metrics):
             return current.version
         _ensure_model(client, name, language)
+        _store_of(client, name, folder_uri)
         own_tags = {"digest": digest, "metrics": canonical_json(metrics), "language": language}
         created = client.create_model_version(
             name, source=folder_uri, tags=tags | own_tags, await_creation_for=30, description=f"conlst {digest[:12]}"
@@ -99,20 +110,25 @@ def promote(language: str, version: int, gate: Gate) -> Decision:
     """Let the gate decide on a version and, if it passes, alias it ``champion``. The decision is noted either way.
 
     Raises:
-        RegistryError: if there is no such version, its folder is no longer complete, another promotion came between, or
-            MLflow fails. The alias has then not been moved by this call, or the message says so.
+        RegistryError: if there is no such version, its folder is no longer complete, another promotion came first, or MLflow or
+            S3 fails. The alias has then not been moved by this call, unless the message says that only the alias is missing.
     """
     name = _name(language)
     with _client() as client:
         candidate = _version(client, name, version)
-        before = _aliased(client, name, CHAMPION)
+        before, number = _in_force(client, candidate)
         if before is not None and before.version == version:
             return Decision(True, (f"version {version} already is the champion",))
         _check(candidate.uri, candidate.digest)
-        decision = _incomparable(candidate, before) or decide(candidate.metrics, before.metrics if before else None, gate)
+        decision = _incomparable(candidate, before) or decide(
+            candidate.metrics, before.metrics if before else None, gate.of(language), _paired(candidate, before)
+        )
         _tag(client, candidate, decision=canonical_json(asdict(decision)), decided_at=_now())
         if decision.promote:
-            _move_champion(client, candidate, before)
+            _tag(client, candidate, replaces=str(before.version) if before else "")
+            _make_champion(client, candidate, before, number, "promote", decision.reasons)
+            if _aliases(client, name).get(CHALLENGER) == version:
+                client.delete_registered_model_alias(name, CHALLENGER)
     log.info("%s version %d %s: %s", name, version, "promoted" if decision.promote else "refused", "; ".join(decision.reasons))
     return decision
 
@@ -121,7 +137,7 @@ def rollback(language: str) -> Version:
     """Alias as ``champion`` again what the present champion replaced.
 
     Raises:
-        RegistryError: if there is no champion, it replaced nothing, or what it replaced is gone.
+        RegistryError: if there is no champion, it replaced nothing, what it replaced is gone, or a promotion came first.
     """
     name = _name(language)
     with _client() as client:
@@ -133,10 +149,26 @@ def rollback(language: str) -> Version:
             raise RegistryError(f"version {present.version} of {name} replaced no version; there is nothing to roll back to")
         previous = _version(client, name, int(replaced))
         _check(previous.uri, previous.digest)
-        client.set_registered_model_alias(name, CHAMPION, str(previous.version))
+        before, number = _in_force(client, previous)
+        reason = f"version {present.version} was rolled back"
+        _make_champion(client, previous, before, number, "rollback", (reason,))
         _tag(client, present, rolled_back_at=_now())
     log.info("%s rolled back from version %d to %d", name, present.version, previous.version)
     return previous
+
+
+def history(language: str) -> list[ledger.Entry]:
+    """Every champion that the language had, oldest first.
+
+    Raises:
+        RegistryError: if no version was registered, or the ledger or MLflow cannot be read.
+    """
+    name = _name(language)
+    with _client() as client:
+        store = _registered(client, name).tags.get(_STORE)
+        if store is None:
+            raise RegistryError(f"no version of {name} was registered by this conlst, so it has no history")
+        return ledger.history(store, language)
 
 
 def resolve_champions(languages: Iterable[str] | None = None) -> dict[str, Version]:
@@ -170,24 +202,74 @@ def _incomparable(candidate: Version, champion: Version | None) -> Decision | No
     )
 
 
-def _move_champion(client: MlflowClient, candidate: Version, before: Version | None) -> None:
-    # an alias cannot be compared and set in one step, so the window is made small and a collision is told
-    _tag(client, candidate, replaces=str(before.version) if before else "")
+def _in_force(client: MlflowClient, candidate: Version) -> tuple[Version | None, int]:
+    """The champion, and the number that the next entry of the ledger has.
+
+    Raises:
+        RegistryError: if another promotion has written its entry and is about to move the alias.
+    """
+    entry = ledger.last(_store_of(client, candidate.name, candidate.uri), _language_of(candidate.name))
     now = _aliased(client, candidate.name, CHAMPION)
-    if (now and now.version) != (before and before.version):
+    if entry is None:
+        return now, 1
+    followed = now is not None and now.version == entry.version
+    recent = datetime.now(UTC) - datetime.fromisoformat(entry.at) < _UNDER_WAY
+    if not followed and recent and entry.version != candidate.version:
         raise RegistryError(
-            f"the champion of {candidate.name} changed while version {candidate.version} was compared with it "
-            f"(version {before.version if before else 'none'}, now {now.version if now else 'none'}); promote again"
+            f"version {entry.version} of {candidate.name} is being made champion since {entry.at}; try again in a minute"
         )
-    client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.version))
-    aliases = _aliases(client, candidate.name)
-    if aliases.get(CHAMPION) != candidate.version:
+    return now, entry.number + 1
+
+
+def _make_champion(
+    client: MlflowClient,
+    version: Version,
+    before: Version | None,
+    number: int,
+    action: Literal["promote", "rollback"],
+    reasons: tuple[str, ...],
+) -> None:
+    # the entry is what only one of several writers gets; the alias, which has no such condition, follows it
+    entry = ledger.Entry(
+        number=number,
+        language=_language_of(version.name),
+        version=version.version,
+        uri=version.uri,
+        digest=version.digest,
+        replaces=before.version if before else None,
+        action=action,
+        reasons=reasons,
+        metrics=version.metrics,
+        data={name: version.tags[name] for name in _PROVENANCE if name in version.tags},
+        at=_now(),
+    )
+    ledger.append(_store_of(client, version.name, version.uri), entry)
+    try:
+        client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
+    except MlflowException as error:
         raise RegistryError(
-            f"another promotion of {candidate.name} came at the same moment: its champion is version "
-            f"{aliases.get(CHAMPION)}, not {candidate.version}; look at both before you promote again"
-        )
-    if aliases.get(CHALLENGER) == candidate.version:
-        client.delete_registered_model_alias(candidate.name, CHALLENGER)
+            f"version {version.version} of {version.name} is decided on, but its alias could not be moved ({error}); "
+            "do the same again when MLflow answers"
+        ) from error
+
+
+def _paired(candidate: Version, champion: Version | None) -> Paired | None:
+    """How the two differ on the same pairs; ``None`` if one of them was registered without its predictions."""
+    if champion is None or not (candidate.tags.get("evaluation") and champion.tags.get("evaluation")):
+        return None
+    return compare_evaluations(champion.tags["evaluation"], candidate.tags["evaluation"])
+
+
+def _store_of(client: MlflowClient, name: str, uri: str) -> str:
+    """The prefix that all versions of a model lie under: the first one's."""
+    root = objects.root_of(uri)
+    store = _registered(client, name).tags.get(_STORE)
+    if store is None:
+        client.set_registered_model_tag(name, _STORE, root)
+        store = root
+    if store != root:
+        raise RegistryError(f"the versions of {name} lie under {store}, not under {root}; publish there")
+    return store
 
 
 def _check(uri: str, digest: str) -> None:
@@ -215,6 +297,15 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, int]:
             return {}
         raise
     return {alias: int(version) for alias, version in model.aliases.items()}
+
+
+def _registered(client: MlflowClient, name: str) -> RegisteredModel:
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise RegistryError(f"there is no {name} in the registry; register a version first") from None
+        raise
 
 
 def _version(client: MlflowClient, name: str, number: int) -> Version:
@@ -268,6 +359,10 @@ def _name(language: str) -> str:
     return f"{_PREFIX}{language}"
 
 
+def _language_of(name: str) -> str:
+    return name.removeprefix(_PREFIX)
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -282,3 +377,5 @@ def _client() -> Iterator[MlflowClient]:
         yield open_client(uri)
     except MlflowException as error:
         raise RegistryError(f"the MLflow registry at {uri} failed: {error}") from error
+    except BackendError as error:
+        raise RegistryError(f"what the registry points to cannot be read: {error}") from error

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from conlst.contract.config import Evaluate
 from conlst.contract.errors import DataError
 from conlst.contract.labels import NAMES
+from conlst.contract.paired_test import sign_test
 
 COVERAGE = (10, 20, 50, 80, 100)
 _CLASSES = len(NAMES)
@@ -128,7 +129,7 @@ def mcnemar(before_correct: ArrayLike, after_correct: ArrayLike) -> dict[str, in
         "only_before": only_before,
         "only_after": only_after,
         "both_wrong": int((~before & ~after).sum()),
-        "p_value": _two_sided_coin(min(only_before, only_after), only_before + only_after),
+        "p_value": sign_test(min(only_before, only_after), only_before + only_after),
     }
 
 
@@ -334,15 +335,6 @@ def _bin_of(confidence: NDArray[np.float64], edges: list[float]) -> NDArray[np.i
     """Index of the bin ``(lower, upper]`` of every value; rounding beyond the outermost edges is pulled back in."""
     place = np.searchsorted(edges, confidence, side="left") - 1
     return np.clip(place, 0, len(edges) - 2).astype(np.int64)
-
-
-def _two_sided_coin(fewer: int, tosses: int) -> float:
-    # in integers: exact for any count, and a quotient too small for a float comes out as 0
-    ways = tail = 1
-    for index in range(fewer):
-        ways = ways * (tosses - index) // (index + 1)
-        tail += ways
-    return min(1.0, 2 * tail / 2**tosses)
 
 
 def _ratio(part: float, whole: int) -> float | None:
