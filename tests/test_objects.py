@@ -411,6 +411,28 @@ def test_real_server_takes_no_second_manifest(s3, folder):
     assert objects._put_manifest(boto3.client("s3"), target, manifest) == b"first"
 
 
+def test_of_two_writers_of_a_new_object_one_is_told(bucket):
+    uri = f"{bucket}/champions/sw/000001.json"
+    assert objects.put_new(b"first", uri)
+    assert not objects.put_new(b"second", uri)
+    assert objects.read_object(uri) == b"first"
+
+
+def test_objects_are_listed_in_the_order_of_their_keys(bucket):
+    for name in ("b", "a", "ab/c"):
+        objects.put_new(b"", f"{bucket}/list/{name}")
+    objects.put_new(b"", f"{bucket}/listed-elsewhere")
+    assert objects.list_objects(f"{bucket}/list") == [f"{bucket}/list/{name}" for name in ("a", "ab/c", "b")]
+    assert objects.list_objects(f"{bucket}/nothing") == []
+
+
+def test_the_root_of_an_address(bucket):
+    digest = "0" * 64
+    assert objects.root_of(f"{bucket}/models/nli/manifests/{digest}.json") == f"{bucket}/models/nli"
+    with pytest.raises(BackendError, match="at the root of its bucket"):
+        objects.root_of(f"{bucket}/manifests/{digest}.json")
+
+
 @pytest.mark.slow
 def test_real_server_refuses_wrong_keys(s3, folder, tmp_path):
     with environment({"AWS_SECRET_ACCESS_KEY": "wrong"}), pytest.raises(BackendError, match="denied"):

@@ -200,6 +200,23 @@ def test_kept_metrics_are_sent_in_few_calls(database, experiment, tmp_path, monk
     assert len(history(client, runs(client, experiment)["sw"], "loss")) == 150
 
 
+def test_a_running_stage_sends_its_metrics_together(up, experiment, tmp_path, monkeypatch):
+    calls = []
+    log_batch = MlflowClient.log_batch
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *args, **more: (calls.append(1), log_batch(*args, **more)))
+    with tracking.run("sw", experiment=experiment, folder=tmp_path) as run:
+        for step in range(50):
+            run.metrics({"loss": 1.0}, step)
+        assert len(calls) == 1  # the start
+        # what a kill at this moment would leave for a replay
+        assert len((tmp_path / tracking.SPOOL).read_text().splitlines()) == 50
+        monkeypatch.setattr(tracking, "_TOGETHER_SECONDS", 0.0)
+        run.metrics({"loss": 1.0}, 50)
+        assert len(history(up, runs(up, experiment)["sw"], "loss")) == 51
+        assert not (tmp_path / tracking.SPOOL).exists()
+    assert len(calls) == 2
+
+
 def test_a_server_that_fails_midway_gets_the_rest_at_the_end(up, experiment, tmp_path, monkeypatch, caplog):
     log_batch, attempts = MlflowClient.log_batch, []
 

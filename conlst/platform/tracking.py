@@ -1,8 +1,9 @@
 """MLflow as the record of what was run: parent runs, child runs, parameters once, metrics by global step, figures.
 
-Tracking never stops the work it describes. From the first failed or slow call on, events are kept in
-``<folder>/untracked.jsonl`` and sent when the run ends, or later by :func:`replay`. Every event is idempotent: a run has a key,
-by which it is found or created, and metrics carry the time at which they were measured.
+Tracking never stops the work it describes, nor does every step of it wait for an answer: metrics are kept in
+``<folder>/untracked.jsonl`` and sent together every few seconds. From the first failed or slow call on all events are kept there
+and sent when the run ends, or later by :func:`replay`; so they are after a kill. Every event is idempotent: a run has a key, by
+which it is found or created, and metrics carry the time at which they were measured.
 
 ``MLFLOW_TRACKING_URI`` names the server; without it nothing is recorded, which is said once.
 """
@@ -32,6 +33,8 @@ SPOOL = "untracked.jsonl"
 _COPIES = "untracked"
 _KEY_TAG = "conlst.run"
 _KEY = re.compile(r"[A-Za-z0-9._:/@ -]{1,200}")
+# metrics that came within this time travel together
+_TOGETHER_SECONDS = 5.0
 # an answer that takes longer is recorded, but training does not wait for another one
 _PATIENCE_SECONDS = 5.0
 # what MLflow takes in one call, and how long a finished run may hold its process up to send what was kept
@@ -60,28 +63,22 @@ class NullTracker:
 
 
 class Tracker:
-    """Sends events to the server at ``uri`` as they come; from the first failure on, keeps them in ``folder``."""
+    """Sends events to the server at ``uri``, metrics some at a time; from the first failure on, keeps them in ``folder``."""
 
     def __init__(self, uri: str, folder: Path) -> None:
         self._uri = uri
         self._folder = Path(folder)
         self._keeping = False
         self._sender: _Sender | None = None
+        self._sent = time.monotonic()
 
     def record(self, event: Event) -> None:
-        if not self._keeping:
-            try:
-                # opening a new database takes seconds, once; that is not slowness
-                self._sender = self._sender or _Sender(self._uri)
-                started = time.monotonic()
-                self._sender.send(event)
-            except Exception as error:  # whatever the client library throws, training goes on and the event is kept
-                self._keep_from_now_on(f"does not answer ({error})")
-            else:
-                if time.monotonic() - started > _PATIENCE_SECONDS:
-                    self._keep_from_now_on("is slow")
-                return
-        _keep(self._folder, event)
+        if self._keeping or event["kind"] == "metrics":
+            _keep(self._folder, event)
+            if not self._keeping and time.monotonic() - self._sent > _TOGETHER_SECONDS:
+                self._try()
+        elif not self._try(event):
+            _keep(self._folder, event)
 
     def close(self) -> None:
         """Send what was kept, if the server is back; if not, leave it for :func:`replay`."""
@@ -91,6 +88,23 @@ class Tracker:
             _send_kept(self._folder, self._uri, _CLOSING_SECONDS)
         except BackendError as error:
             log.warning("%s", error)
+
+    def _try(self, event: Event | None = None) -> bool:
+        """Send what waits, then ``event``; from the first failure or slow answer on no more is tried. Whether it was sent."""
+        try:
+            # opening a new database takes seconds, once; that is not slowness
+            self._sender = self._sender or _Sender(self._uri)
+            started = time.monotonic()
+            _send_kept(self._folder, self._uri, _PATIENCE_SECONDS, self._sender)
+            if event is not None:
+                self._sender.send(event)
+        except Exception as error:  # whatever the client library throws, training goes on and the event is kept
+            self._keep_from_now_on(f"does not answer ({error})")
+            return False
+        self._sent = time.monotonic()
+        if self._sent - started > _PATIENCE_SECONDS:
+            self._keep_from_now_on("is slow")
+        return True
 
     def _keep_from_now_on(self, reason: str) -> None:
         self._keeping = True
@@ -199,7 +213,9 @@ def replay(folder: Path) -> int:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise BackendError(f"nowhere to send {Path(folder) / SPOOL}: set MLFLOW_TRACKING_URI")
-    return _send_kept(Path(folder), uri, float("inf"))
+    sent = _send_kept(Path(folder), uri, float("inf"))
+    log.info("%d kept events were sent to %s", sent, uri)
+    return sent
 
 
 class _Sender:
@@ -229,6 +245,11 @@ class _Sender:
         except MlflowException as error:
             if error.error_code not in _FINAL_ANSWERS:
                 raise
+            if len(event.get("points", ())) > 1:
+                # the others of its batch are not at fault
+                for point in event["points"]:
+                    self.send(event | {"points": [point]})
+                return
             log.warning("the tracking server refuses to record %s of run %s: %s", event["kind"], event["run"], error)
 
     def _start(self, run_id: str, event: Event) -> None:
@@ -303,14 +324,16 @@ def _keep(folder: Path, event: Event) -> None:
         file.write(json.dumps(event) + "\n")
 
 
-def _send_kept(folder: Path, uri: str, seconds: float) -> int:
+def _send_kept(folder: Path, uri: str, seconds: float, sender: _Sender | None = None) -> int:
     spool = folder / SPOOL
-    lines = spool.read_text(encoding="utf-8").splitlines() if spool.exists() else []
+    if not spool.exists():
+        return 0
+    lines = spool.read_text(encoding="utf-8").splitlines()
     events = [event for line in lines if (event := _parsed(line, spool))]
     deadline = time.monotonic() + seconds
     sent = 0
     try:
-        sender = _Sender(uri)
+        sender = sender or _Sender(uri)
         for event, count in _merged(events):
             if time.monotonic() > deadline:
                 raise BackendError(f"not all was sent within {seconds:g} s")
@@ -324,8 +347,6 @@ def _send_kept(folder: Path, uri: str, seconds: float) -> int:
         ) from error
     spool.unlink(missing_ok=True)
     shutil.rmtree(folder / _COPIES, ignore_errors=True)
-    if sent:
-        log.info("%d kept events were sent to %s", sent, uri)
     return sent
 
 
