@@ -1,21 +1,92 @@
-"""Everything that a pod needs from the cluster, in one place."""
+"""Everything that a pod needs from the cluster, in one place: :class:`Cluster`, whose defaults suit a pool of NVIDIA GPUs."""
 
 import re
 from pathlib import Path
+from typing import Literal
 
+import yaml
 from kfp import compiler, dsl, kubernetes
+from pydantic import Field, ValidationError
 
-from conlst.contract.config import Config
+from conlst.contract.config import Config, Section
 from conlst.contract.errors import ConfigError
 from pipelines.adaptation import Placement, adaptation
 
 _DIGEST = re.compile(r"[\w./:-]+@sha256:[0-9a-f]{64}")
-_SECRET = "conlst-s3"
+# as the Dockerfile has it
 _USER = 10001
-_HOURS = 12
 
 
-def on_cluster(image: str) -> Placement:
+class Toleration(Section):
+    """A taint that pods may run beside."""
+
+    key: str
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+
+
+class Resources(Section):
+    """Requests and limits of a pod, as Kubernetes writes quantities."""
+
+    cpu_request: str
+    cpu_limit: str
+    memory_request: str
+    memory_limit: str
+
+
+class Cluster(Section):
+    """What tasks ask of the cluster.
+
+    Attributes:
+        gpu, gpus: resource name and count of a training task.
+        gpu_tolerations, gpu_node_selector: so that training tasks land on GPU nodes.
+        shm: size of /dev/shm of a training task; the 64 MB of a container kill data loading with a bus error.
+        train, serve: of the tasks that want a GPU, and of the others.
+        at_once: languages adapted at the same time.
+        hours: after which a task is killed.
+        retries, backoff_seconds: how often a task is tried again, and the first pause, which doubles.
+        config_map: with MLFLOW_TRACKING_URI and, outside AWS, AWS_ENDPOINT_URL_S3 and AWS_DEFAULT_REGION.
+        s3_secret: with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; may be absent where the service account has access.
+        mlflow_secret: with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; may be absent.
+        image_pull_secret: of a private registry.
+    """
+
+    gpu: str = "nvidia.com/gpu"
+    gpus: int = Field(1, ge=1)
+    gpu_tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu"),)
+    gpu_node_selector: dict[str, str] = Field(default_factory=dict)
+    shm: str = "2Gi"
+    train: Resources = Resources(cpu_request="4", cpu_limit="8", memory_request="16Gi", memory_limit="32Gi")
+    serve: Resources = Resources(cpu_request="1", cpu_limit="4", memory_request="4Gi", memory_limit="8Gi")
+    at_once: int = Field(4, ge=1)
+    hours: int = Field(12, ge=1)
+    retries: int = Field(2, ge=0)
+    backoff_seconds: int = Field(60, ge=1)
+    config_map: str = "conlst"
+    s3_secret: str = "conlst-s3"
+    mlflow_secret: str = "conlst-mlflow"
+    image_pull_secret: str = ""
+
+
+def read_cluster(path: Path | None) -> Cluster:
+    """The settings in a YAML file; the defaults without one.
+
+    Raises:
+        ConfigError: if it cannot be read or does not fit; every wrong key is named.
+    """
+    if path is None:
+        return Cluster()
+    try:
+        return Cluster.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--cluster {path} cannot be read as YAML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'cluster'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"--cluster {path}: {problems}") from None
+
+
+def on_cluster(image: str, cluster: Cluster) -> Placement:
     """Training on GPU nodes, the rest on any; every task from one image named by digest.
 
     Raises:
@@ -24,52 +95,49 @@ def on_cluster(image: str) -> Placement:
     if not _DIGEST.fullmatch(image):
         raise ConfigError(f"--image {image!r} must name a digest: registry/name@sha256:<64 hex digits>")
 
-    def pod(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    def pod(task: dsl.PipelineTask, needs: Resources) -> dsl.PipelineTask:
         task.set_container_image(image)
-        task.set_retry(num_retries=2, backoff_duration="60s", backoff_factor=2.0)
+        task.set_retry(num_retries=cluster.retries, backoff_duration=f"{cluster.backoff_seconds}s", backoff_factor=2.0)
+        task.set_cpu_request(needs.cpu_request).set_cpu_limit(needs.cpu_limit)
+        task.set_memory_request(needs.memory_request).set_memory_limit(needs.memory_limit)
         task.set_env_variable("HF_HUB_DISABLE_TELEMETRY", "1")
         task.set_env_variable("TOKENIZERS_PARALLELISM", "false")
-        kubernetes.set_timeout(task, _HOURS * 3600)
+        kubernetes.set_timeout(task, cluster.hours * 3600)
         kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
-        kubernetes.use_config_map_as_env(
-            task,
-            config_map_name="conlst",
-            config_map_key_to_env={"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"},
-        )
-        # AWS itself needs neither
-        kubernetes.use_config_map_as_env(
-            task,
-            config_map_name="conlst",
-            config_map_key_to_env={key: key for key in ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")},
-            optional=True,
-        )
-        # absent where the service account's role gives access
-        kubernetes.use_secret_as_env(
-            task,
-            secret_name=_SECRET,
-            secret_key_to_env={key: key for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
-            optional=True,
-        )
+        if cluster.image_pull_secret:
+            kubernetes.set_image_pull_secrets(task, [cluster.image_pull_secret])
+        _settings(task, cluster)
         return task
 
     def train(task: dsl.PipelineTask) -> dsl.PipelineTask:
-        pod(task)
-        task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(1)
-        task.set_cpu_request("4").set_cpu_limit("8").set_memory_request("16Gi").set_memory_limit("32Gi")
-        kubernetes.add_toleration(task, key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
-        # the default /dev/shm of 64 MB kills data loading with a bus error
-        return kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit="2Gi")
+        pod(task, cluster.train).set_accelerator_type(cluster.gpu).set_accelerator_limit(cluster.gpus)
+        for taint in cluster.gpu_tolerations:
+            kubernetes.add_toleration(task, key=taint.key, operator=taint.operator, value=taint.value, effect=taint.effect)
+        for key, value in cluster.gpu_node_selector.items():
+            kubernetes.add_node_selector(task, key, value)
+        return kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=cluster.shm)
 
-    def serve(task: dsl.PipelineTask) -> dsl.PipelineTask:
-        pod(task)
-        return task.set_cpu_request("1").set_cpu_limit("4").set_memory_request("4Gi").set_memory_limit("8Gi")
-
-    return Placement(train, serve, at_once=4)
+    return Placement(train, lambda task: pod(task, cluster.serve), at_once=cluster.at_once)
 
 
-def compile_for_cluster(config: Config, out: Path, image: str) -> None:
+def _settings(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    """Addresses from the config map, keys from secrets: by reference, never as a value."""
+    for names, optional in ((("MLFLOW_TRACKING_URI",), False), (("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"), True)):
+        kubernetes.use_config_map_as_env(
+            task, config_map_name=cluster.config_map, config_map_key_to_env={name: name for name in names}, optional=optional
+        )
+    secrets = {
+        cluster.s3_secret: ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+        cluster.mlflow_secret: ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    }
+    for secret, names in secrets.items():
+        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={name: name for name in names}, optional=True)
+
+
+def compile_for_cluster(config: Config, out: Path, image: str, cluster: Cluster | None = None) -> None:
     """Write the pipeline as YAML: the KFP specification, then the Kubernetes settings as a second document."""
     if not config.languages:
         raise ConfigError(f"{config.name} names no languages; set languages in the configuration")
     arguments = {"config": config.to_json(), "languages": list(config.languages)}
-    compiler.Compiler().compile(adaptation(on_cluster(image)), str(out), pipeline_parameters=arguments)
+    placed = adaptation(on_cluster(image, cluster or Cluster()))
+    compiler.Compiler().compile(placed, str(out), pipeline_parameters=arguments)

@@ -17,7 +17,7 @@ from kfp import compiler
 from conlst.contract.config import Config, config_from_json, load_config, profile_names
 from conlst.contract.errors import ConfigError
 from pipelines.adaptation import adaptation
-from pipelines.cluster import compile_for_cluster
+from pipelines.cluster import compile_for_cluster, read_cluster
 from pipelines.local import on_this_machine
 
 IMAGE = "registry.example:5000/team/conlst-train@sha256:" + "0a" * 32
@@ -173,8 +173,9 @@ def test_secrets_come_from_the_cluster_and_never_as_a_parameter(cluster: Compile
     assert not [name for name in names if _SECRET.search(name)]
     for task in TRAINING | OTHERS:
         assert not [entry["name"] for entry in cluster.container(task).get("env", []) if _SECRET.search(entry["name"])]
-        (secret,) = cluster.pod(task)["secretAsEnv"]
-        assert {entry["envVar"] for entry in secret["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        s3, mlflow = cluster.pod(task)["secretAsEnv"]
+        assert {entry["envVar"] for entry in s3["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert {entry["envVar"] for entry in mlflow["keyToEnv"]} == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
 
 
 def test_the_configuration_has_no_place_for_a_secret() -> None:
@@ -232,6 +233,58 @@ def test_every_profile_compiles_small_and_carries_itself(tmp_path: Path, profile
     assert file.stat().st_size < 200_000
     parameters = documents(file)[0]["root"]["inputDefinitions"]["parameters"]
     assert config_from_json(parameters["config"]["defaultValue"]) == load_config(profile)
+
+
+def test_the_compiled_pipeline_is_small_enough_for_etcd(cluster: Compiled) -> None:
+    assert cluster.file.stat().st_size < 200_000
+
+
+SPECIAL = """
+gpu: amd.com/gpu
+gpus: 4
+gpu_tolerations: [{key: dedicated, operator: Equal, value: training, effect: NoExecute}]
+gpu_node_selector: {pool: training}
+shm: 8Gi
+train: {cpu_request: "8", cpu_limit: "16", memory_request: 64Gi, memory_limit: 96Gi}
+at_once: 2
+hours: 3
+retries: 5
+backoff_seconds: 30
+config_map: ours
+s3_secret: our-s3
+image_pull_secret: our-registry
+"""
+
+
+def test_a_cluster_has_its_own_settings(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(SPECIAL)
+    file = tmp_path / "pipeline.yaml"
+    compile_for_cluster(load_config("demo"), file, IMAGE, read_cluster(tmp_path / "cluster.yaml"))
+    compiled = Compiled(file, load_config("demo"), *documents(file))
+    accelerator = compiled.container("calibrate")["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("amd.com/gpu", "4")
+    assert compiled.container("calibrate")["resources"]["resourceMemoryLimit"] == "96Gi"
+    assert compiled.container("export")["resources"]["resourceMemoryLimit"] == "8Gi"
+    pod = compiled.pod("calibrate")
+    assert pod["tolerations"] == [{"key": "dedicated", "operator": "Equal", "value": "training", "effect": "NoExecute"}]
+    assert pod["nodeSelector"] == {"labels": {"pool": "training"}}
+    assert pod["emptyDirMounts"][0]["sizeLimit"] == "8Gi"
+    assert pod["imagePullSecret"][0]["secretName"] == "our-registry"
+    assert int(pod["activeDeadlineSeconds"]) == 3 * 3600
+    assert {entry["configMapName"] for entry in pod["configMapAsEnv"]} == {"ours"}
+    assert pod["secretAsEnv"][0]["secretName"] == "our-s3"
+    for name, task in compiled.tasks():
+        assert task["retryPolicy"]["maxRetryCount"] == 5, name
+        assert task["retryPolicy"]["backoffDuration"] == "30s", name
+    (loop,) = (task for task in compiled.pipeline["root"]["dag"]["tasks"].values() if "parameterIterator" in task)
+    assert loop["iteratorPolicy"]["parallelismLimit"] == 2
+
+
+@pytest.mark.parametrize(("text", "told"), [("gpus: 0", "gpus: "), ("gpu_count: 1", "gpu_count: "), ("[", "as YAML")])
+def test_wrong_cluster_settings_are_named(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_cluster(tmp_path / "cluster.yaml")
 
 
 def test_compiling_again_in_another_process_gives_the_same_bytes(cluster: Compiled, tmp_path: Path) -> None:
