@@ -25,4 +25,4 @@ def calibrate(
     checked = config_from_json(config)
     with recorded(checked, job, language, "calibrate", calibrated.path) as run:
         folders = Path(model.path), Path(pool.path), language, Path(calibrated.path), Path(source.path)
-        calibrate_model(checked, *folders, run.metrics)
+        calibrate_model(checked, *folders, sink=run.metrics)

@@ -25,4 +25,4 @@ def self_train(
     checked = config_from_json(config)
     with recorded(checked, job, language, "selftrain", adapted.path) as run:
         folders = Path(model.path), Path(pool.path), language, Path(adapted.path), Path(source.path)
-        self_train_model(checked, *folders, run.metrics)
+        self_train_model(checked, *folders, sink=run.metrics)

@@ -22,6 +22,7 @@ from conlst.contract.artifacts import publish, verify
 from conlst.contract.config import Compute, Optimisation
 from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
 from conlst.data.batching import shuffled_batches
+from conlst.parallel import world
 from conlst.runtime.cpu import available_cpus
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class Checkpoints:
         return Checkpoint(meta["step"], tensors, stage, meta["state"])
 
     def discard(self) -> None:
-        """Remove what is kept."""
+        """Remove what is kept, when every process has read it."""
+        world().wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -87,7 +89,8 @@ def set_up_compute(compute: Compute) -> torch.device:
     """
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device is cuda, but torch sees no GPU: check the node's accelerator, or set it to auto")
-    torch.set_num_threads(compute.threads or int(os.environ.get("OMP_NUM_THREADS") or available_cpus()))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(compute.threads or int(os.environ.get("OMP_NUM_THREADS") or max(1, available_cpus() // beside)))
     # denormal gradients of a nearly solved loss slow a float32 backward pass down several times
     torch.set_flush_denormal(True)
     use_gpu = compute.device != "cpu" and torch.cuda.is_available()
@@ -106,17 +109,23 @@ def derived_seed(*parts: int | str) -> int:
 
 
 def step_generator(*parts: int | str) -> torch.Generator:
-    """Seed everything random in a step: the global state (dropout) and the returned generator (draws)."""
+    """Seed everything random in a step: the global state (dropout) and the returned generator (draws).
+
+    The draws are the same in all processes of a training, dropout is each one's own.
+    """
     seed = derived_seed(*parts)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed if world().is_first else derived_seed(*parts, "process", world().rank))
     return torch.Generator().manual_seed(seed)
 
 
 def plan_batches(lengths: Tensor, budget: int, epochs: int, *seed: int | str) -> list[Tensor]:
-    """The batches of all epochs, known before the first step, so that a resumed run finds its place by number."""
-    return [
-        batch for epoch in range(epochs) for batch in shuffled_batches(lengths, budget, step_generator(*seed, "epoch", epoch))
-    ]
+    """The batches of all epochs, known before the first step, so that a resumed run finds its place by number.
+
+    Args:
+        budget: padded tokens of each process.
+    """
+    whole = budget * world().size
+    return [batch for epoch in range(epochs) for batch in shuffled_batches(lengths, whole, step_generator(*seed, "epoch", epoch))]
 
 
 class Trainable(Protocol):
@@ -168,11 +177,11 @@ class Trainer:
         """One optimiser step on ``loss``.
 
         Args:
-            loss: scalar.
+            loss: scalar; of several processes each one's own, which count alike.
             pairs: indices of the batch, named if the step must be refused.
 
         Returns:
-            The loss as a float.
+            The loss as a float, the mean of all processes'.
 
         Raises:
             TrainingError: if the loss or its gradient is not finite; the weights are left as they were.
@@ -181,6 +190,8 @@ class Trainer:
             group["lr"] = rate * self._schedule()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = loss.detach()
+        world().average([loss, *(p.grad for p in self._parameters.values() if p.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_norm)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             raise TrainingError(
@@ -225,7 +236,7 @@ class Trainer:
             stage: tensors that the stage needs beside the weights.
             state: small JSON facts of the stage.
         """
-        if self._checkpoints is None:
+        if self._checkpoints is None or not world().is_first:
             return
         tensors = {f"model/{name}": p.detach() for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():

@@ -46,12 +46,15 @@ class Compute(Section):
         device: ``auto`` takes a GPU if there is one; ``cuda`` fails early without one.
         precision: ``bf16`` is autocast, weights stay in float32.
         threads: CPU threads; 0 for ``OMP_NUM_THREADS`` or else what the process may use.
+        processes: that train a model together, each with ``batch_tokens`` and, where there are GPUs, one of them. Those that a
+            launcher started (torchrun, a TrainJob) join whatever this says.
         checkpoint_every: optimiser steps between checkpoints, 0 for none.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "bf16"
     threads: int = Field(0, ge=0)
+    processes: int = Field(1, ge=1)
     checkpoint_every: int = Field(200, ge=0)
 
 

@@ -15,6 +15,7 @@ from conlst.method.complementary import complementary_labels, draw_negatives, ot
 from conlst.method.losses import contrastive_negative_loss, distance, literal_source_loss, negative_loss
 from conlst.method.thresholds import coverage_bar
 from conlst.model.encoder import PairClassifier
+from conlst.parallel import world
 from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
 from conlst.training import Checkpoints, Trainer, autocast, plan_batches, set_up_compute, step_generator
@@ -76,6 +77,7 @@ def calibrate(
     kept = checkpoints.load() if checkpoints else None
     # without a checkpoint, q comes from the model as it was given
     q = kept.stage["q"] if kept else predict_logits(model, pool, config.compute, config.evaluate.batch_tokens).softmax(1)
+    q = world().agree(q)
     threshold = stage.threshold if stage.coverage is None else coverage_bar(q.max(1).values, stage.coverage)
     _require_negatives(q, threshold, stage)
     plan = plan_batches(pool.lengths, stage.batch_tokens, stage.epochs, config.seed, "calibrate")
@@ -90,14 +92,16 @@ def calibrate(
     for indices in plan[trainer.step :]:
         generator = step_generator(config.seed, "calibrate", trainer.step)
         complementary = complementary_labels(q[indices], threshold, generator)
+        own = world().share(len(indices))
+        anchors, complementary = indices[own.rows], complementary[own.rows]
         with autocast(config.compute, device):
             if stage.objective == "contrastive":
                 negatives, classes = draw_negatives(q, threshold, stage.negatives, generator)
-                target, facts = _contrast(model, pool, indices, complementary, negatives, classes, stage)
+                target, facts = _contrast(model, pool, anchors, complementary, negatives, classes, stage)
             else:
-                target, facts = negative_loss(model(*pool.batch(indices, device)), complementary.to(device)), {}
+                target, facts = negative_loss(model(*pool.batch(anchors, device)), complementary.to(device)), {}
             consistency = _source_term(model, *english, len(indices), stage, generator) if english else torch.zeros(())
-            loss = target + stage.source_weight * consistency
+            loss = own.weight * target + stage.source_weight * consistency
         value = trainer.update(loss, indices.tolist())
         accuracy = probe() if probe and probe_every and trainer.step % probe_every == 0 else None
         steps.append(Step(value, target.item(), consistency.item(), **facts, accuracy=accuracy))
@@ -156,11 +160,12 @@ def _source_term(
 ) -> Tensor:
     """Eq. 7 in the reading that the configuration chooses, on source pairs that are drawn for as many ``anchors``."""
     indices = draw_of_like_length(source.lengths, max(1, round(stage.source_share * anchors)), generator)
-    logits = model(*source.batch(indices, model.device))
-    truth = labels[indices]
+    truth, own = labels[indices], world().share(len(indices))
+    logits = model(*source.batch(indices[own.rows], model.device))
     if stage.source_term == "literal":
-        return literal_source_loss(logits, truth.to(model.device))
-    return negative_loss(logits, other_labels(truth, logits.shape[1], generator).to(model.device))
+        return own.weight * literal_source_loss(logits, truth[own.rows].to(model.device))
+    others = other_labels(truth, logits.shape[1], generator)
+    return own.weight * negative_loss(logits, others[own.rows].to(model.device))
 
 
 def _require_negatives(q: Tensor, threshold: float, stage: Calibrate) -> None:

@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable
+
+from conlst.parallel import MetricSink
 
 log = logging.getLogger(__name__)
-
-MetricSink = Callable[[dict[str, float], int], None]
 
 
 class Progress:

@@ -19,6 +19,7 @@ from conlst.method.mixup import mixup
 from conlst.method.thresholds import trust
 from conlst.model.encoder import PairClassifier
 from conlst.model.folder import TextSettings
+from conlst.parallel import world
 from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
 from conlst.training import Checkpoints, Trainer, autocast, plan_batches, set_up_compute, step_generator
@@ -88,6 +89,7 @@ def self_train(
             q, agreed, losses = kept.stage["q"], kept.stage["agreed"], kept.state["losses"]
         else:
             (q, agreed), losses = _predict(model, pool, teacher, shares, config, len(rounds)), []
+            q, agreed = world().agree(q), world().agree(agreed)
         weights, bars = trust(q, stage)
         weights = weights * agreed
         selected, pseudo = weights > 0, q.argmax(1)
@@ -113,8 +115,10 @@ def self_train(
             generator = step_generator(config.seed, "selftrain", len(rounds), trainer.step)
             companions = draw_of_like_length(source.lengths, max(1, round(stage.source_share * len(indices))), generator)
             with autocast(config.compute, device):
-                supervised = F.cross_entropy(
-                    model(*source.batch(companions, device)).float(), source_labels[companions].to(device)
+                own = world().share(len(companions))
+                beside = companions[own.rows]
+                supervised = own.weight * F.cross_entropy(
+                    model(*source.batch(beside, device)).float(), source_labels[beside].to(device)
                 )
                 unsupervised = _strong_view_loss(model, pool, translated, indices, pseudo, weights, text, stage, generator)
                 loss = supervised + stage.target_weight * unsupervised
@@ -187,10 +191,12 @@ def _strong_view_loss(
     targets = (weights[indices, None] * F.one_hot(pseudo[indices], 3)).to(model.device)
     if view == "mask" and stage.masking:
         ids = mask_tokens(ids, mask, stage.masking.share, text.mask_id, text.special_ids, generator)
-    pooled = model.encode(ids, mask)
+    own = world().share(len(indices))
+    targets = targets[own.rows]
+    pooled = model.encode(ids[own.rows], mask[own.rows])
     if view == "mixup" and stage.mixup:
         pooled, targets = mixup(pooled, targets, stage.mixup.alpha, generator)
-    return soft_cross_entropy(model.classify(pooled), targets)
+    return own.weight * soft_cross_entropy(model.classify(pooled), targets)
 
 
 def _report(iteration: int, bars: Tensor, selected: Tensor, pseudo: Tensor, changed: float) -> None:

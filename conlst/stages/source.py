@@ -14,6 +14,7 @@ from conlst.data.tokens import TokenizedPairs
 from conlst.method.masking import mask_tokens
 from conlst.model.encoder import PairClassifier
 from conlst.model.folder import TextSettings
+from conlst.parallel import world
 from conlst.stages.progress import Progress
 from conlst.stages.robust import Views, ept_apt, perturbation, r3f
 from conlst.training import Checkpoints, Trainer, autocast, plan_batches, set_up_compute, step_generator
@@ -70,8 +71,10 @@ def train_source(
         views = [side.batch(indices, device) for side in sides]
         if stage.masking and text:
             views = [(_masked(ids, mask, stage.masking.share, text, generator), mask) for ids, mask in views]
+        own = world().share(len(indices))
         with autocast(config.compute, device):
-            loss = objective(model, views, labels[indices].to(device), generator)
+            own_views = [(ids[own.rows], mask[own.rows]) for ids, mask in views]
+            loss = own.weight * objective(model, own_views, labels[indices[own.rows]].to(device), generator)
         losses.append(trainer.update(loss, indices.tolist()))
         if progress:
             progress.step(trainer.step, len(plan), len(indices), {"loss": losses[-1]})

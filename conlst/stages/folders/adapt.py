@@ -16,6 +16,7 @@ from conlst.contract.config import Config
 from conlst.contract.labels import NAMES
 from conlst.data.pairs import fingerprint, read_pairs
 from conlst.model.folder import Model, load_model, save_model
+from conlst.parallel import in_processes, world
 from conlst.stages.calibrate import calibrate
 from conlst.stages.folders.checkpoints import checkpoints_for
 from conlst.stages.folders.measure import accuracy
@@ -39,6 +40,7 @@ from conlst.training import set_up_compute
 log = logging.getLogger(__name__)
 
 
+@in_processes
 def calibrate_model(
     config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
 ) -> None:
@@ -68,6 +70,7 @@ def calibrate_model(
     checkpoints.discard()
 
 
+@in_processes
 def self_train_model(
     config: Config,
     model: Path,
@@ -181,6 +184,9 @@ def _save_adapted(
         role: torch.cat([start.seen.get(role, torch.empty(0, dtype=torch.int64)), hashes_of(pairs)]).unique()
         for role, pairs in (("source", english), ("pool", pool))
     }
+
+    if not world().is_first:
+        return
 
     def write_more(folder: Path) -> None:
         kept = read_history(model)

@@ -19,6 +19,7 @@ from conlst.data.synonyms import read_synonyms
 from conlst.model.backbones import load_backbone
 from conlst.model.folder import save_model
 from conlst.model.starter import load_starter
+from conlst.parallel import in_processes, world
 from conlst.stages.folders.checkpoints import checkpoints_for
 from conlst.stages.folders.measure import accuracy
 from conlst.stages.folders.pairs import HISTORY, KEPT_PAIRS, hashes_of, labels_of, tokens_of, write_json
@@ -38,13 +39,14 @@ def provide_source_model(config: Config, given: str, pairs: Path, dev: Path, out
         given: ``train`` fine-tunes the backbone on ``pairs``; ``starter`` builds the shipped model; else a model folder.
     """
     if given == TRAIN:
-        return train_source_model(config, pairs, out, dev, sink)
+        return train_source_model(config, pairs, out, dev, sink=sink)
     if given == STARTER:
         return _save_starter(out)
     verify(Path(given), "model")
     return republish(Path(given), out)
 
 
+@in_processes
 def train_source_model(
     config: Config,
     pairs: Path,
@@ -91,6 +93,9 @@ def train_source_model(
         meta_checkpoints = checkpoints_for(config, out, "metalearn", identity)
         history["meta_losses"] = meta_learn(model.classifier, tasks, config, meta_checkpoints, Progress("metalearn", sink))
         meta_checkpoints.discard()
+    if not world().is_first:
+        checkpoints.discard()
+        return
     meta: dict[str, Any] = {"language": "en", "pairs": len(source)}
     if dev is not None:
         meta |= {"dev_accuracy": accuracy(model, checked, config), "dev_pairs": len(checked)}
