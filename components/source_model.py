@@ -21,4 +21,4 @@ def source_model(
     out = Path(model.path)
     start = localize(checked.source_model, out.parent / "fetched")
     with recorded(checked, job, "en", "source", model.path) as run:
-        provide_source_model(checked, str(start), Path(pairs.path), Path(dev.path), out, run.metrics)
+        provide_source_model(checked, str(start), Path(pairs.path), Path(dev.path), out, sink=run.metrics)

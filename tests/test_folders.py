@@ -360,7 +360,7 @@ def test_predictions_of_texts_are_those_of_the_evaluation(world: World, tmp_path
 
 
 def train_source(world: World, config: Config, out: Path, sink: Any) -> None:
-    folders.train_source_model(config, world.pairs("source"), out, world.pairs("dev"), sink)
+    folders.train_source_model(config, world.pairs("source"), out, world.pairs("dev"), sink=sink)
 
 
 def train_calibrate(world: World, config: Config, out: Path, sink: Any) -> None:
@@ -420,7 +420,7 @@ def test_a_checkpoint_of_other_data_is_refused(
 ) -> None:
     model, pool, source = world.model, world.pairs("pool"), world.pairs("source")
     with pytest.raises(Interrupted):
-        stage(world.config(), model, pool, "sw", tmp_path / "out", source, stop_at(3))
+        stage(world.config(), model, pool, "sw", tmp_path / "out", source, sink=stop_at(3))
     if changed == "model":
         model = calibrated
     elif changed == "pool":
@@ -693,7 +693,7 @@ def test_interrupted_meta_learning_is_finished_with_the_digest_of_a_straight_one
     config = world.config(source={"epochs": 1, "batch_tokens": 256, **META})
 
     def train(out: str, sink: Any = None) -> None:
-        folders.train_source_model(config, world.pairs("source"), tmp_path / out, None, sink, {"es": spanish})
+        folders.train_source_model(config, world.pairs("source"), tmp_path / out, None, sink=sink, auxiliary={"es": spanish})
 
     train("straight")
     steps = len(history(tmp_path / "straight")["losses"])
@@ -718,7 +718,7 @@ def test_auxiliary_pairs_that_are_missing_or_have_no_use_are_told_before_trainin
     config, folder = world.config(source=source), world.pairs("more-source")
     with pytest.raises(ConfigError, match=message):
         folders.train_source_model(
-            config, world.pairs("source"), tmp_path / "out", None, stop_at(1), dict.fromkeys(auxiliary, folder)
+            config, world.pairs("source"), tmp_path / "out", None, sink=stop_at(1), auxiliary=dict.fromkeys(auxiliary, folder)
         )
 
 

@@ -42,7 +42,14 @@ log = logging.getLogger(__name__)
 
 @in_processes
 def calibrate_model(
-    config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
+    config: Config,
+    model: Path,
+    pool: Path,
+    language: str,
+    out: Path,
+    source: Path | None = None,
+    *,
+    sink: MetricSink | None = None,
 ) -> None:
     """Stage 1: publish ``model`` calibrated on the pool of ``language``, unless ``out`` is that already."""
     target, english = read_pairs(pool), source_pairs(model, source, config)
@@ -78,6 +85,7 @@ def self_train_model(
     language: str,
     out: Path,
     source: Path | None = None,
+    *,
     sink: MetricSink | None = None,
     teachers: Sequence[Path] = (),
 ) -> None:
@@ -120,7 +128,14 @@ def self_train_model(
 
 
 def self_learn_model(
-    config: Config, model: Path, pool: Path, language: str, out: Path, source: Path | None = None, sink: MetricSink | None = None
+    config: Config,
+    model: Path,
+    pool: Path,
+    language: str,
+    out: Path,
+    source: Path | None = None,
+    *,
+    sink: MetricSink | None = None,
 ) -> None:
     """The rival of stages 1 and 2: publish ``model`` after self-learning with uncertainty, unless ``out`` is that already."""
     target, english = read_pairs(pool), source_pairs(model, source, config)

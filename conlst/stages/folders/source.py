@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 TRAIN, STARTER = "train", "starter"
 
 
-def provide_source_model(config: Config, given: str, pairs: Path, dev: Path, out: Path, sink: MetricSink | None = None) -> None:
+def provide_source_model(
+    config: Config, given: str, pairs: Path, dev: Path, out: Path, *, sink: MetricSink | None = None
+) -> None:
     """Publish the model to start from.
 
     Args:
@@ -52,6 +54,7 @@ def train_source_model(
     pairs: Path,
     out: Path,
     dev: Path | None = None,
+    *,
     sink: MetricSink | None = None,
     auxiliary: Mapping[str, Path] | None = None,
 ) -> None:
