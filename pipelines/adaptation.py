@@ -61,13 +61,14 @@ def adaptation(place: Placement) -> BaseComponent:
             pool = _ingest(place, config, "pool", language)
             test = _ingest(place, config, "test", language)
             here = {"config": config, "job": job, "language": language}
-            zero_shot = place.train(evaluate_zero_shot(**here, model=source.output, test=test.output))
+            judged = {"test": test.output, "development": development.output}
+            zero_shot = place.train(evaluate_zero_shot(**here, model=source.output, **judged))
 
             training = {**here, "pool": pool.output, "source": english.output}
             calibrated = place.train(calibrate(**training, model=source.output)).set_caching_options(False)
             adapted = place.train(self_train(**training, model=calibrated.output)).set_caching_options(False)
 
-            comparison = {**here, "test": test.output, "before": zero_shot.outputs["evaluation"]}
+            comparison = {**here, **judged, "before": zero_shot.outputs["evaluation"]}
             place.train(evaluate(**comparison, stage="calibrated", model=calibrated.output))
             evaluated = place.train(evaluate(**comparison, stage="adapted", model=adapted.output))
 

@@ -254,8 +254,10 @@ def _make_champion(
 
 
 def _paired(candidate: Version, champion: Version | None) -> Paired | None:
-    """How the two differ on the same pairs; ``None`` if one of them was registered without its predictions."""
+    """How the two differ on the same labelled pairs; ``None`` if one of them was registered without its predictions."""
     if champion is None or not (candidate.tags.get("evaluation") and champion.tags.get("evaluation")):
+        return None
+    if "accuracy" not in candidate.metrics or "accuracy" not in champion.metrics:
         return None
     return compare_evaluations(champion.tags["evaluation"], candidate.tags["evaluation"])
 

@@ -7,6 +7,8 @@ from conlst.contract.artifacts import read_manifest
 from conlst.contract.config import Config
 from conlst.platform import objects, registry
 
+_ESTIMATED = ("estimated_accuracy", "english_accuracy", "least_label_share", "view_agreement", "unlabelled_n")
+
 
 def release(config: Config, job: str, language: str, store: str, served: Path, evaluation: Path, zero_shot: Path) -> int:
     """Upload a served folder and register it as challenger of ``language``.
@@ -15,22 +17,28 @@ def release(config: Config, job: str, language: str, store: str, served: Path, e
         job: id of the pipeline run.
         store: ``s3://bucket/prefix``.
         served: artifact of kind ``onnx``.
-        evaluation: of the adapted model.
-        zero_shot: of the model that it started from, on the same pairs.
+        evaluation: of the adapted model: an ``evaluation`` on labelled pairs, or an ``estimate`` without labels.
+        zero_shot: the same of the model that it started from, on the same pairs.
 
     Returns:
         The version in the registry.
     """
-    manifest, measured = read_manifest(served, "onnx"), read_manifest(evaluation, "evaluation")
+    manifest, measured = read_manifest(served, "onnx"), read_manifest(evaluation)
+    before = read_manifest(zero_shot, measured.kind).meta
     uri = objects.push_folder(served, store)
-    metrics = {
-        **{name: float(measured.meta[name]) for name in ("accuracy", "macro_f1", "ece", "n")},
-        "zero_shot_accuracy": float(read_manifest(zero_shot, "evaluation").meta["accuracy"]),
-        "parity": float(json.loads((served / "config.json").read_text())["parity"]),
-    }
+    metrics = {"parity": float(json.loads((served / "config.json").read_text())["parity"])}
+    if measured.kind == "estimate":
+        metrics |= {name: float(measured.meta[name]) for name in _ESTIMATED}
+        metrics["zero_shot_estimated_accuracy"] = float(before["estimated_accuracy"])
+        metrics["source_english_accuracy"] = float(before["english_accuracy"])
+    else:
+        metrics |= {name: float(measured.meta[name]) for name in ("accuracy", "macro_f1", "ece", "n")}
+        metrics["zero_shot_accuracy"] = float(before["accuracy"])
     tags = {
         "job": job,
-        "protocol": measured.meta["protocol"],
+        "protocol": measured.meta.get("protocol", "without labels"),
+        # with its predictions, for a paired test against the next candidate
+        "evaluation": objects.push_folder(evaluation, store),
         "config": config.name,
         "config_digest": config.digest,
         "code": manifest.code,

@@ -55,6 +55,12 @@ figcaption { padding: .5rem .3rem 0; }
 """
 
 
+_UNLABELLED = (
+    "No label of this language was read. The accuracy is estimated from how far the confidence falls between English pairs "
+    "with labels and these; it assumes that confidence means here what it means there."
+)
+
+
 class _Tile(NamedTuple):
     name: str
     value: str
@@ -93,6 +99,50 @@ def evaluation_page(
         *([f'<div class="figures">{"".join(map(_html_figure, figures))}</div>'] if figures else []),
         *map(_html_table, _tables(evaluation, comparison)),
     ]
+    return _document(title, body)
+
+
+def evaluation_markdown(title: str, evaluation: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> str:
+    """The page's words and tables as Markdown, with the arguments of :func:`evaluation_page`.
+
+    Raises:
+        ConfigError: if the protocol has no known name.
+    """
+    small = _small_sample(evaluation)
+    blocks = [
+        f"# {_markdown_text(title)}",
+        *map(_markdown_text, _introduction(evaluation, comparison)),
+        *([f"> **Note.** {_markdown_text(small)}"] if small else []),
+        *([_markdown_text(_mcnemar(comparison))] if comparison else []),
+        *map(_markdown_table, _tables(evaluation, comparison)),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def estimate_page(estimate: Mapping[str, Any]) -> str:
+    """One HTML page of what :func:`conlst.stages.folders.estimate_model` found without labels."""
+    title, table = f"{estimate['language']}, without labels", _estimates(estimate)
+    return _document(title, [f"<h1>{escape(title)}</h1>", f"<p>{escape(_UNLABELLED)}</p>", _html_table(table)])
+
+
+def estimate_markdown(estimate: Mapping[str, Any]) -> str:
+    """The page's words and table as Markdown."""
+    blocks = [f"# {_markdown_text(estimate['language'])}, without labels", _UNLABELLED, _markdown_table(_estimates(estimate))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _estimates(estimate: Mapping[str, Any]) -> _Table:
+    shares = ", ".join(f"{name} {_percent(share)}" for name, share in estimate["label_shares"].items())
+    rows = [
+        ("accuracy, estimated", _percent(estimate["estimated_accuracy"]), "difference of confidences"),
+        ("accuracy on English dev", _percent(estimate["english_accuracy"]), _pairs(estimate["english_n"])),
+        ("rarest label", _percent(estimate["least_label_share"]), shares),
+        ("two dropout views agree", _percent(estimate["view_agreement"]), _pairs(estimate["unlabelled_n"])),
+    ]
+    return _Table("What is known", "Shares of the unlabelled pairs, but for the English ones.", ("", "value", "of"), rows)
+
+
+def _document(title: str, body: Sequence[str]) -> str:
     return "\n".join(
         [
             "<!doctype html>",
@@ -111,23 +161,6 @@ def evaluation_page(
             "",
         ]
     )
-
-
-def evaluation_markdown(title: str, evaluation: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> str:
-    """The page's words and tables as Markdown, with the arguments of :func:`evaluation_page`.
-
-    Raises:
-        ConfigError: if the protocol has no known name.
-    """
-    small = _small_sample(evaluation)
-    blocks = [
-        f"# {_markdown_text(title)}",
-        *map(_markdown_text, _introduction(evaluation, comparison)),
-        *([f"> **Note.** {_markdown_text(small)}"] if small else []),
-        *([_markdown_text(_mcnemar(comparison))] if comparison else []),
-        *map(_markdown_table, _tables(evaluation, comparison)),
-    ]
-    return "\n\n".join(blocks) + "\n"
 
 
 def _introduction(evaluation: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> list[str]:
