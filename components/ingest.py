@@ -16,11 +16,16 @@ def ingest(config: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]
     from tempfile import TemporaryDirectory
 
     from conlst.contract.config import config_from_json
+    from conlst.platform.collected import is_collected, new_files
     from conlst.platform.objects import localize
     from conlst.stages import folders
 
     checked = config_from_json(config)
+    given = checked.data.sources(role, language)
+    collected = {source: new_files(source, language) for source in given if is_collected(source)}
     with TemporaryDirectory() as fetched:
-        sources = [str(localize(source, Path(fetched))) for source in checked.data.sources(role, language)]
+        addresses = [address for source in given for address in collected.get(source, [source])]
+        sources = [str(localize(address, Path(fetched))) for address in addresses]
         report = folders.ingest(checked, role, sources, language, Path(pairs.path))
-    pairs.metadata.update(rows=report["rows"], pairs=report["pairs"], bad=report["bad"])
+    # what a registered version of these pairs will have taken
+    pairs.metadata.update(rows=report["rows"], pairs=report["pairs"], bad=report["bad"], collected=collected)

@@ -14,11 +14,13 @@ def register(
     served: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
     zero_shot: dsl.Input[dsl.Artifact],
+    pool: dsl.Input[dsl.Dataset],
 ) -> int:
     """Upload ``served`` and register its address with the metrics that the gate will read.
 
     Args:
         store: ``s3://bucket/prefix``.
+        pool: what it was adapted on; collected text is taken with it.
 
     Returns:
         The version.
@@ -26,7 +28,11 @@ def register(
     from pathlib import Path
 
     from conlst.contract.config import config_from_json
+    from conlst.platform.collected import take
     from conlst.platform.release import release
 
-    folders = Path(served.path), Path(evaluation.path), Path(zero_shot.path)
-    return release(config_from_json(config), job, language, store, *folders)
+    folders = Path(served.path), Path(evaluation.path), Path(zero_shot.path), Path(pool.path)
+    version = release(config_from_json(config), job, language, store, *folders)
+    for source, files in pool.metadata.get("collected", {}).items():
+        take(source, language, job, files)
+    return version

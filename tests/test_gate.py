@@ -100,7 +100,6 @@ def test_a_language_may_have_its_own_margin():
 LABEL_FREE = Gate(evidence="none", min_accuracy=0.6, min_gain=0.0, min_pairs=100, max_english_fall=0.01, min_label_share=0.15)
 ESTIMATED = {
     "estimated_accuracy": 0.7,
-    "zero_shot_estimated_accuracy": 0.69,
     "english_accuracy": 0.745,
     "source_english_accuracy": 0.75,
     "least_label_share": 0.3,
@@ -113,8 +112,8 @@ ESTIMATED = {
 def test_without_labels_the_estimates_decide():
     decision = decide(ESTIMATED, None, LABEL_FREE)
     assert decision.promote
-    assert len(decision.reasons) == 7
-    assert any("over zero-shot 0.6900" in reason for reason in decision.reasons)
+    assert len(decision.reasons) == 6
+    assert not any("zero-shot" in reason for reason in decision.reasons)
     assert "over champion" in " ".join(decide(ESTIMATED, {"estimated_accuracy": 0.65}, LABEL_FREE).reasons)
 
 
@@ -122,8 +121,7 @@ def test_without_labels_the_estimates_decide():
     ("change", "word"),
     [
         ({"unlabelled_n": 99}, "unlabelled pairs"),
-        ({"estimated_accuracy": 0.59, "zero_shot_estimated_accuracy": 0.5}, "estimated accuracy"),
-        ({"zero_shot_estimated_accuracy": 0.71}, "gain"),
+        ({"estimated_accuracy": 0.59}, "estimated accuracy"),
         ({"english_accuracy": 0.739}, "English fell"),
         ({"least_label_share": 0.14}, "rarest label"),
         ({"view_agreement": 0.69}, "dropout views"),
@@ -138,6 +136,7 @@ def test_without_labels_each_bar_refuses(change, word):
 
 
 def test_labels_do_not_stand_in_for_estimates_nor_estimates_for_labels():
-    assert len(decide(GOOD, None, LABEL_FREE).reasons) == 7
+    assert not decide(ESTIMATED, {"estimated_accuracy": 0.71}, LABEL_FREE).promote
+    assert len(decide(GOOD, None, LABEL_FREE).reasons) == 6
     assert not decide(ESTIMATED, None, GATE).promote
     assert "champion" in decide(ESTIMATED, CHAMPION, LABEL_FREE).reasons[0]

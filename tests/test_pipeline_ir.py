@@ -22,7 +22,19 @@ from pipelines.local import on_this_machine
 
 IMAGE = "registry.example:5000/team/conlst-train@sha256:" + "0a" * 32
 TRAINING = {"source-model", "calibrate", "self-train", "evaluate-zero-shot", "evaluate", "evaluate-2"}
-OTHERS = {"ingest", "ingest-2", "ingest-3", "ingest-4", "export", "register", "promote", "summarize"}
+OTHERS = {
+    "due",
+    "anything",
+    "nothing-due",
+    "ingest",
+    "ingest-2",
+    "ingest-3",
+    "ingest-4",
+    "export",
+    "register",
+    "promote",
+    "summarize",
+}
 _SECRET = re.compile("secret|passw|token(?!izers)|credential|access_?key|api_?key", re.IGNORECASE)
 
 
@@ -37,8 +49,16 @@ class Compiled:
         """Every task with its name, those inside loops too."""
         for component in (self.pipeline["root"], *self.pipeline["components"].values()):
             for name, task in component.get("dag", {}).get("tasks", {}).items():
-                if not name.startswith("for-loop"):
+                if not name.startswith(("for-loop", "condition")):
                     yield name, task
+
+    def loop(self) -> dict[str, Any]:
+        """The task that goes over the languages."""
+        components = self.pipeline["components"].values()
+        (loop,) = (
+            task for each in components for task in each.get("dag", {}).get("tasks", {}).values() if "parameterIterator" in task
+        )
+        return loop
 
     def container(self, task: str) -> dict[str, Any]:
         return self.pipeline["deploymentSpec"]["executors"][f"exec-{task}"]["container"]
@@ -84,8 +104,8 @@ def strings(value: Any) -> Iterator[str]:
 def test_the_tasks_are_those_of_the_whole_way(cluster: Compiled, local: Compiled) -> None:
     assert {name for name, _ in cluster.tasks()} == TRAINING | OTHERS
     assert {name for name, _ in local.tasks()} == TRAINING | OTHERS
-    loop = cluster.pipeline["root"]["dag"]["tasks"]["for-loop-1"]
-    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--languages"}
+    loop = cluster.loop()
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--due-Output"}
     assert loop["iteratorPolicy"]["parallelismLimit"] == 4
 
 
@@ -159,7 +179,7 @@ def test_every_task_is_tried_again(cluster: Compiled) -> None:
 
 def test_what_reads_the_world_or_changes_it_is_never_cached(cluster: Compiled, local: Compiled) -> None:
     fresh = {name for name in TRAINING | OTHERS if name.startswith("ingest")}
-    fresh |= {"source-model", "calibrate", "self-train", "register", "promote"}
+    fresh |= {"due", "source-model", "calibrate", "self-train", "register", "promote"}
     for compiled in (cluster, local):
         cached = {name for name, task in compiled.tasks() if task["cachingOptions"].get("enableCache")}
         assert cached.isdisjoint(fresh)
@@ -202,7 +222,7 @@ def test_no_test_pair_reaches_a_training(cluster: Compiled) -> None:
     readers = {
         name
         for name, task in cluster.tasks()
-        for given in task["inputs"].get("artifacts", {}).values()
+        for given in task.get("inputs", {}).get("artifacts", {}).values()
         if given.get("taskOutputArtifact", {}).get("producerTask") == test
     }
     assert readers == {"evaluate-zero-shot", "evaluate", "evaluate-2"}
@@ -276,8 +296,7 @@ def test_a_cluster_has_its_own_settings(tmp_path: Path) -> None:
     for name, task in compiled.tasks():
         assert task["retryPolicy"]["maxRetryCount"] == 5, name
         assert task["retryPolicy"]["backoffDuration"] == "30s", name
-    (loop,) = (task for task in compiled.pipeline["root"]["dag"]["tasks"].values() if "parameterIterator" in task)
-    assert loop["iteratorPolicy"]["parallelismLimit"] == 2
+    assert compiled.loop()["iteratorPolicy"]["parallelismLimit"] == 2
 
 
 @pytest.mark.parametrize(("text", "told"), [("gpus: 0", "gpus: "), ("gpu_count: 1", "gpu_count: "), ("[", "as YAML")])

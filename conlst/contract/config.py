@@ -64,7 +64,9 @@ class Data(Section):
     Attributes:
         source_dev: labelled English pairs, to measure stage 0 on.
         pools: unlabelled target pairs. Labels in them train and decide nothing; reports count how many pseudo-labels were right.
-        tests: labelled target pairs, for evaluation only.
+            ``collected:s3://bucket/prefix`` is the text that the endpoint collected and no adaptation has taken yet.
+        tests: target pairs, for evaluation only; labelled, unless ``gate.evidence`` is none.
+        min_collected: a language with fewer new collected pairs is not adapted.
         genres: keep only these genres of the source data; empty keeps all.
         max_bad_share: the ingest fails when more rows than this share are set aside.
     """
@@ -73,6 +75,7 @@ class Data(Section):
     source_dev: str = "sample:en"
     pools: tuple[str, ...] = ("sample:{language}",)
     tests: str = "sample:{language}"
+    min_collected: int = Field(500, ge=1)
     genres: tuple[str, ...] = ()
     max_bad_share: float = Field(0.02, ge=0, le=1)
 

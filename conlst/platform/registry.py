@@ -120,7 +120,7 @@ def promote(language: str, version: int, gate: Gate) -> Decision:
         if before is not None and before.version == version:
             return Decision(True, (f"version {version} already is the champion",))
         _check(candidate.uri, candidate.digest)
-        decision = _incomparable(candidate, before) or decide(
+        decision = _incomparable(candidate, before, gate) or decide(
             candidate.metrics, before.metrics if before else None, gate.of(language), _paired(candidate, before)
         )
         _tag(client, candidate, decision=canonical_json(asdict(decision)), decided_at=_now())
@@ -186,11 +186,13 @@ def resolve_champions(languages: Iterable[str] | None = None) -> dict[str, Versi
     return {language: version for language, version in found.items() if version is not None}
 
 
-def _incomparable(candidate: Version, champion: Version | None) -> Decision | None:
+def _incomparable(candidate: Version, champion: Version | None, gate: Gate) -> Decision | None:
     """Refuse to compare accuracies that were measured on other pairs or under another protocol."""
     if champion is None:
         return None
-    other = [name for name in ("protocol", "test") if candidate.tags.get(name) != champion.tags.get(name)]
+    # estimates are of the text of their day, which changes from one adaptation to the next
+    alike = ("protocol", "test") if gate.evidence == "labels" else ("protocol",)
+    other = [name for name in alike if candidate.tags.get(name) != champion.tags.get(name)]
     if not other:
         return None
     return Decision(

@@ -10,7 +10,9 @@ from conlst.platform import objects, registry
 _ESTIMATED = ("estimated_accuracy", "english_accuracy", "least_label_share", "view_agreement", "unlabelled_n")
 
 
-def release(config: Config, job: str, language: str, store: str, served: Path, evaluation: Path, zero_shot: Path) -> int:
+def release(
+    config: Config, job: str, language: str, store: str, served: Path, evaluation: Path, zero_shot: Path, pool: Path
+) -> int:
     """Upload a served folder and register it as challenger of ``language``.
 
     Args:
@@ -19,6 +21,7 @@ def release(config: Config, job: str, language: str, store: str, served: Path, e
         served: artifact of kind ``onnx``.
         evaluation: of the adapted model: an ``evaluation`` on labelled pairs, or an ``estimate`` without labels.
         zero_shot: the same of the model that it started from, on the same pairs.
+        pool: pairs that it was adapted on.
 
     Returns:
         The version in the registry.
@@ -29,7 +32,6 @@ def release(config: Config, job: str, language: str, store: str, served: Path, e
     metrics = {"parity": float(json.loads((served / "config.json").read_text())["parity"])}
     if measured.kind == "estimate":
         metrics |= {name: float(measured.meta[name]) for name in _ESTIMATED}
-        metrics["zero_shot_estimated_accuracy"] = float(before["estimated_accuracy"])
         metrics["source_english_accuracy"] = float(before["english_accuracy"])
     else:
         metrics |= {name: float(measured.meta[name]) for name in ("accuracy", "macro_f1", "ece", "n")}
@@ -44,5 +46,6 @@ def release(config: Config, job: str, language: str, store: str, served: Path, e
         "code": manifest.code,
         "model_digest": manifest.parents["model"],
         "test": measured.meta["fingerprint"],
+        "pool": read_manifest(pool, "pairs").digest,
     }
     return registry.register(language, uri, manifest.digest, metrics=metrics, tags=tags)

@@ -56,8 +56,8 @@ figcaption { padding: .5rem .3rem 0; }
 
 
 _UNLABELLED = (
-    "No label of this language was read. The accuracy is estimated from how far the confidence falls between English pairs "
-    "with labels and these; it assumes that confidence means here what it means there."
+    "No label of this language was read. The accuracy is estimated as the share of pairs that are as sure as the "
+    "English pairs that the model has right; it assumes that confidence means here what it means there."
 )
 
 
@@ -134,7 +134,7 @@ def estimate_markdown(estimate: Mapping[str, Any]) -> str:
 def _estimates(estimate: Mapping[str, Any]) -> _Table:
     shares = ", ".join(f"{name} {_percent(share)}" for name, share in estimate["label_shares"].items())
     rows = [
-        ("accuracy, estimated", _percent(estimate["estimated_accuracy"]), "difference of confidences"),
+        ("accuracy, estimated", _percent(estimate["estimated_accuracy"]), "average thresholded confidence"),
         ("accuracy on English dev", _percent(estimate["english_accuracy"]), _pairs(estimate["english_n"])),
         ("rarest label", _percent(estimate["least_label_share"]), shares),
         ("two dropout views agree", _percent(estimate["view_agreement"]), _pairs(estimate["unlabelled_n"])),

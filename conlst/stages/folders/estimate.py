@@ -12,7 +12,7 @@ from conlst.contract.artifacts import publish, read_manifest
 from conlst.contract.config import Config
 from conlst.data.pairs import fingerprint, read_pairs, require_labels
 from conlst.model.folder import Model, load_model
-from conlst.reports.estimate import agreement, difference_of_confidences, label_shares
+from conlst.reports.estimate import agreement, average_thresholded_confidence, label_shares
 from conlst.reports.page import estimate_markdown, estimate_page
 from conlst.stages.folders.pairs import labels_of, tokens_of
 from conlst.stages.predict import predict_logits
@@ -29,7 +29,7 @@ def estimate_model(config: Config, model: Path, pairs: Path, english: Path, lang
         english: labelled English pairs that no stage trained on.
 
     Returns:
-        ``estimated_accuracy`` (difference of confidences), ``english_accuracy``, ``label_shares`` and the least of them,
+        ``estimated_accuracy`` (average thresholded confidence), ``english_accuracy``, ``label_shares`` and the least of them,
         ``view_agreement`` of two dropout views, ``unlabelled_n``.
     """
     loaded = load_model(model)
@@ -42,7 +42,7 @@ def estimate_model(config: Config, model: Path, pairs: Path, english: Path, lang
         "language": language,
         "unlabelled_n": len(target),
         "english_n": len(known),
-        "estimated_accuracy": difference_of_confidences(on_english, labels, predicted),
+        "estimated_accuracy": average_thresholded_confidence(on_english, labels, predicted),
         "english_accuracy": float((on_english.argmax(axis=1) == labels).mean()),
         "label_shares": shares,
         "least_label_share": min(shares.values()),

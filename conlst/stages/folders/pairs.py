@@ -53,6 +53,11 @@ def ingest(
     return ingested.report
 
 
+def count_pairs(files: Sequence[Path]) -> int:
+    """Rows of Parquet files, by what their footers say."""
+    return sum(pq.read_metadata(file).num_rows for file in files)
+
+
 def translate_training_pairs(pairs: Path, backend: str, path: Sequence[str], out: Path) -> None:
     """Publish labelled pairs translated by machine, for stage 0.
 

@@ -1,0 +1,37 @@
+"""Which languages have something to adapt on."""
+
+from components.base import component
+
+
+@component
+def due(config: str, languages: list) -> list:
+    """Leave out the languages whose collected text is too little to adapt on; a pool that is not collected is always due.
+
+    Returns:
+        The languages to adapt; none is a run with nothing to do, and no failure.
+    """
+    import logging
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from conlst.contract.config import config_from_json
+    from conlst.contract.logs import set_up_logging
+    from conlst.platform import collected
+    from conlst.platform.objects import localize
+    from conlst.stages import folders
+
+    set_up_logging()
+    checked = config_from_json(config)
+    chosen = []
+    for language in languages:
+        sources = checked.data.sources("pool", language)
+        files = [file for source in sources if collected.is_collected(source) for file in collected.new_files(source, language)]
+        if any(not collected.is_collected(source) for source in sources):
+            chosen.append(language)
+            continue
+        with TemporaryDirectory() as fetched:
+            pairs = folders.count_pairs([Path(localize(file, Path(fetched))) for file in files])
+        logging.getLogger("conlst.due").info("%s: %d new pairs in %d files", language, pairs, len(files))
+        if pairs >= checked.data.min_collected:
+            chosen.append(language)
+    return chosen
