@@ -303,12 +303,18 @@ def _put_manifest(client: Any, target: Address, manifest: Manifest) -> bytes:
 
 def _put_if_absent(client: Any, target: Address, content: bytes) -> bool:
     try:
-        client.put_object(Bucket=target.bucket, Key=target.key, Body=content, ContentType="application/json", IfNoneMatch="*")
+        client.put_object(
+            Bucket=target.bucket, Key=target.key, Body=content, ContentType=_media_type(target.key), IfNoneMatch="*"
+        )
     except ClientError as error:
         if _code(error) not in _LOST_THE_RACE:
             raise
         return False
     return True
+
+
+def _media_type(key: str) -> str:
+    return "application/json" if key.endswith(".json") else "application/octet-stream"
 
 
 def _upload(client: Any, path: Path, target: Address, sha256: str) -> None:
