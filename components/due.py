@@ -32,6 +32,6 @@ def due(config: str, languages: list) -> list:
         with TemporaryDirectory() as fetched:
             pairs = folders.count_pairs([Path(localize(file, Path(fetched))) for file in files])
         logging.getLogger("conlst.due").info("%s: %d new pairs in %d files", language, pairs, len(files))
-        if pairs >= checked.data.min_collected:
+        if pairs >= checked.collect.min_pairs:
             chosen.append(language)
     return chosen

@@ -5,15 +5,20 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from conlst import __version__
 from conlst.contract.config import Config, load_config
 from conlst.contract.errors import ConfigError, ConlstError
 from conlst.contract.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from pipelines.backend import Backend
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +167,55 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def compile_pipeline(options: argparse.Namespace) -> Result:
-    from pipelines.cluster import compile_for_cluster
+    from pipelines.cluster import compile_for_cluster, read_cluster
 
-    compile_for_cluster(_config(options), options.out, options.image)
+    compile_for_cluster(_config(options), options.out, options.image, read_cluster(options.cluster))
     return {"pipeline": str(options.out), "image": options.image}
+
+
+def submit(options: argparse.Namespace) -> Result:
+    from pipelines import backend
+
+    with _compiled(options) as (config, package):
+        name = options.run_name or f"{config.name} {', '.join(config.languages)}"
+        run = backend.submit(_backend(options), package, {"store": options.store}, name)
+    return {"run": run, "name": name}
+
+
+def schedule(options: argparse.Namespace) -> Result:
+    from pipelines import backend
+
+    where = _backend(options)
+    match options.action:
+        case "create":
+            with _compiled(options) as (_, package):
+                made = backend.create_schedule(where, package, {"store": options.store}, options.schedule, options.cron)
+        case "list":
+            return {"schedules": [asdict(found) for found in backend.list_schedules(where)]}
+        case "pause":
+            made = backend.pause_schedule(where, options.schedule)
+        case "resume":
+            made = backend.pause_schedule(where, options.schedule, pause=False)
+        case "delete":
+            made = backend.delete_schedule(where, options.schedule)
+    return {options.action: asdict(made)}
+
+
+@contextmanager
+def _compiled(options: argparse.Namespace) -> Iterator[tuple[Config, Path]]:
+    from pipelines.cluster import compile_for_cluster, read_cluster
+
+    config, cluster = _config(options), read_cluster(options.cluster)
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "pipeline.yaml"
+        compile_for_cluster(config, package, options.image, cluster)
+        yield config, package
+
+
+def _backend(options: argparse.Namespace) -> "Backend":
+    from pipelines.backend import Backend
+
+    return Backend(options.host, options.namespace, options.service_account)
 
 
 def replay(options: argparse.Namespace) -> Result:
@@ -350,8 +400,33 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--tables-only", action="store_true", help="run nothing, only make tables and figures")
 
     sub = command("compile", compile_pipeline, "compile the pipeline for Kubeflow Pipelines")
-    sub.add_argument("--image", required=True, help="training image with its digest: registry/name@sha256:…")
     sub.add_argument("--out", type=Path, default=Path("pipeline.yaml"))
+    _placed(sub)
+
+    sub = command("submit", submit, "compile the pipeline and start a run on Kubeflow Pipelines")
+    sub.add_argument("--run-name", metavar="NAME", help="default: the configuration's name and its languages")
+    _on_backend(sub)
+    _compiled_from(sub)
+
+    sub = commands.add_parser("schedule", help="recurring runs on Kubeflow Pipelines", allow_abbrev=False)
+    actions = sub.add_subparsers(dest="action", required=True, metavar="action")
+    for action, does in (
+        ("create", "run the pipeline at the times of --cron: one run at a time, missed times are not made up for"),
+        ("list", "all schedules"),
+        ("pause", "start no further runs"),
+        ("resume", "start runs again"),
+        ("delete", "forget a schedule; its runs stay"),
+    ):
+        sub = actions.add_parser(action, help=does, description=does, allow_abbrev=False)
+        sub.set_defaults(command=schedule)
+        _on_backend(sub)
+        if action != "list":
+            sub.add_argument("schedule", metavar="NAME")
+        if action == "create":
+            sub.add_argument("--cron", required=True, help="five fields, UTC: '0 3 * * 1' is Monday at 3:00")
+            sub.add_argument("--config", required=True, help="a .yaml file, or the name of a profile in configs/")
+            sub.add_argument("--set", action="extend", nargs="+", default=[], metavar="SECTION.KEY=VALUE")
+            _compiled_from(sub)
 
     sub = command("promote", promote, "let the gate decide whether a version becomes champion of its language", "default")
     sub.add_argument("--language", required=True)
@@ -386,6 +461,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--premise", required=True)
     sub.add_argument("--hypothesis", required=True)
     return parser
+
+
+def _on_backend(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--host", default="", help="address of the KFP API (default: $KF_PIPELINES_ENDPOINT, or the cluster's own)")
+    sub.add_argument("--namespace", default="", help="of the runs, on a backend for several users")
+    sub.add_argument("--service-account", default="", metavar="NAME", help="that the pods run as (default: the backend's)")
+
+
+def _compiled_from(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--store", required=True, metavar="S3-PREFIX", help="s3://bucket/prefix for published models")
+    _placed(sub)
+
+
+def _placed(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--image", required=True, help="training image with its digest: registry/name@sha256:…")
+    sub.add_argument("--cluster", type=Path, metavar="FILE", help="YAML of what pods need: GPUs, limits, secrets' names")
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ class TestUnknownKeys:
         assert {"", "backbone", "calibrate", "gate", "selftrain.mixup", "selftrain.masking"} <= names
         assert {"selftrain.back_translation", "selflearn", "source.masking"} <= names
         assert {f"source.{name}" for name in ROBUST} <= names
-        assert len(names) == 20
+        assert len(names) == 21
 
     @pytest.mark.parametrize("path", SECTIONS, ids=".".join)
     def test_are_refused_in_every_section_by_name(self, path: tuple[str, ...]) -> None:

@@ -47,8 +47,8 @@ def config(tmp_path: Path, s3: S3Service) -> Config:
                 "source_dev": f"{data}/dev.tsv",
                 "pools": [feedback],
                 "tests": feedback,
-                "min_collected": 50,
             },
+            collect={"min_pairs": 50},
             gate={
                 **{"evidence": "none", "min_accuracy": 0.0, "min_gain": -1.0, "min_pairs": 50, "max_english_fall": 1.0},
                 **{"min_label_share": 0.0, "min_agreement": 0.0},

@@ -66,7 +66,6 @@ class Data(Section):
         pools: unlabelled target pairs. Labels in them train and decide nothing; reports count how many pseudo-labels were right.
             ``collected:s3://bucket/prefix`` is the text that the endpoint collected and no adaptation has taken yet.
         tests: target pairs, for evaluation only; labelled, unless ``gate.evidence`` is none.
-        min_collected: a language with fewer new collected pairs is not adapted.
         genres: keep only these genres of the source data; empty keeps all.
         max_bad_share: the ingest fails when more rows than this share are set aside.
     """
@@ -75,7 +74,6 @@ class Data(Section):
     source_dev: str = "sample:en"
     pools: tuple[str, ...] = ("sample:{language}",)
     tests: str = "sample:{language}"
-    min_collected: int = Field(500, ge=1)
     genres: tuple[str, ...] = ()
     max_bad_share: float = Field(0.02, ge=0, le=1)
 
@@ -89,6 +87,12 @@ class Data(Section):
         if role not in roles:
             raise ConfigError(f"no data has the role {role!r}; the roles are {', '.join(roles)}")
         return [address.replace("{language}", language) for address in roles[role]]
+
+
+class Collect(Section):
+    """Text that the endpoint collected: a language with fewer new pairs than ``min_pairs`` is not adapted."""
+
+    min_pairs: int = Field(500, ge=1)
 
 
 class Optimisation(Section):
@@ -399,6 +403,7 @@ class Config(Section):
     backbone: Backbone = Backbone()
     compute: Compute = Compute()
     data: Data = Data()
+    collect: Collect = Collect()
     source: Source = Source()
     calibrate: Calibrate = Calibrate()
     selftrain: SelfTrain = SelfTrain()
