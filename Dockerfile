@@ -16,9 +16,9 @@ RUN groupadd --gid 10001 conlst \
 WORKDIR /app
 
 FROM base AS train
-# the index decides whether torch comes with CUDA (PyPI) or without
-COPY requirements.lock ./
-RUN pip install --no-cache-dir -r requirements.lock
+COPY requirements.lock torch.lock ./
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock \
+    && pip install --no-cache-dir -r torch.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY conlst conlst
@@ -36,7 +36,7 @@ CMD ["python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow"]
 
 FROM base AS serve
 COPY serving/requirements.lock serving/
-RUN pip install --no-cache-dir -r serving/requirements.lock
+RUN pip install --no-cache-dir --no-deps --require-hashes -r serving/requirements.lock
 COPY conlst/__init__.py conlst/
 COPY conlst/contract conlst/contract
 COPY conlst/runtime conlst/runtime

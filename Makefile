@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint validate-infra clean
 
 demo: $(READY)
 	$(BIN)/python -m pipelines.demo
@@ -19,10 +19,14 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# torch stands first and on the same line as the rest: left to a looser range, pip takes gigabytes of CUDA
-$(READY): requirements.lock pyproject.toml
+# Kubernetes manifests and the Dockerfile; needs kubectl, and says where to get it
+validate-infra: $(READY)
+	$(BIN)/python -m infra.validate
+
+$(READY): requirements.lock torch.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r torch.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
 

@@ -1,52 +1,66 @@
 """What images and manifests promise, read from the files: no Docker, no cluster."""
 
 import ast
+import configparser
 import re
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from dataclasses import fields
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from kfp import compiler, dsl
+from packaging.utils import canonicalize_name
 
 from components.summarize import summarize
-from pipelines.cluster import on_cluster
+from infra.lock import LOCK, SERVING_LOCK, pins, serving_lock
+from infra.policies.network import FLOWS
+from infra.rendered import Pod
+from infra.validate import render
+from machine import needs
+from pipelines.cluster import Cluster, on_cluster
 from serving.__main__ import GRACE_SECONDS
+from serving.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "infra" / "base"
+LOCAL, AWS = (ROOT / "infra" / "overlays" / place for place in ("local", "aws"))
 USER = 10001
 TARGETS = ("train", "test", "serve")
 
 Object = dict[str, Any]
 
+kubectl_renders = needs(shutil.which("kubectl") is not None, "kubectl, which renders the overlays,")
+
 
 def _objects(kind: str) -> list[Object]:
-    documents = [document for file in sorted(BASE.glob("*.yaml")) for document in yaml.safe_load_all(file.read_text())]
+    documents = [document for file in sorted(BASE.rglob("*.yaml")) for document in yaml.safe_load_all(file.read_text())]
     return [document for document in documents if document["kind"] == kind]
 
 
-def _only(kind: str) -> Object:
-    (found,) = _objects(kind)
+def _named(kind: str, name: str) -> Object:
+    (found,) = (found for found in _objects(kind) if found["metadata"]["name"] == name)
     return found
 
 
+def _data(name: str) -> dict[str, str]:
+    data: dict[str, str] = _named("ConfigMap", name)["data"]
+    return data
+
+
 def _pod() -> Object:
-    return _only("Deployment")["spec"]["template"]
+    spec: Object = _named("Deployment", "conlst-serving")["spec"]["template"]["spec"]
+    return spec
 
 
 def _container() -> Object:
-    (container,) = _pod()["spec"]["containers"]
+    (container,) = _pod()["containers"]
+    assert isinstance(container, dict)
     return container
-
-
-def _flows() -> dict[str, Object]:
-    policies = _objects("NetworkPolicy")
-    return {policy["metadata"]["name"].removeprefix("conlst-serving-"): policy["spec"] for policy in policies}
 
 
 def _stages() -> dict[str, list[tuple[str, str]]]:
@@ -68,60 +82,17 @@ def _copied(stage: str) -> list[str]:
     return [source for sources in copies for source in sources[:-1]]
 
 
-def _pins(file: str) -> dict[str, str]:
-    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
-    return {_canonical(line.split("==")[0]): line for line in lines}
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-class TestManifests:
-    def test_every_file_is_in_the_kustomization(self) -> None:
-        listed = _only("Kustomization")["resources"]
-        assert sorted(listed) == sorted(file.name for file in BASE.glob("*.yaml") if file.name != "kustomization.yaml")
-
-    def test_there_is_no_workload_but_those_looked_at(self) -> None:
-        kinds = {"Pod", "StatefulSet", "DaemonSet", "Job", "CronJob", "ReplicaSet"}
-        assert not [found for kind in kinds for found in _objects(kind)]
-        assert "initContainers" not in _pod()["spec"]
-
-    def test_pods_meet_the_restricted_profile(self) -> None:
-        pod, container = _pod()["spec"]["securityContext"], _container()["securityContext"]
-        assert pod["runAsNonRoot"] is True
-        assert pod["runAsUser"] == pod["runAsGroup"] == USER
-        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & _pod()["spec"].keys()
-
-    def test_pods_get_no_key_to_the_cluster(self) -> None:
-        account = _only("ServiceAccount")
-        assert _pod()["spec"]["serviceAccountName"] == account["metadata"]["name"]
-        assert account["automountServiceAccountToken"] is False
-        assert _pod()["spec"]["automountServiceAccountToken"] is False
-
+class TestEndpoint:
     def test_what_the_service_writes_is_mounted(self) -> None:
-        spec = _pod()["spec"]
-        mounted = {mount["name"]: mount["mountPath"] for mount in _container()["volumeMounts"]}
-        assert {volume["name"] for volume in spec["volumes"] if volume["emptyDir"]["sizeLimit"]} == mounted.keys()
-        values = {variable["name"]: variable.get("value") for variable in _container()["env"]}
-        assert sorted(mounted.values()) == sorted([values["CONLST_CACHE"], "/tmp"])
-        written = [value for instruction, value in _stages()["serve"] if instruction == "ENV" and "BENTOML_HOME" in value]
-        assert written == ["BENTOML_HOME=/tmp/bentoml"]
+        folders = {volume["name"] for volume in _pod()["volumes"] if volume.get("emptyDir", {}).get("sizeLimit")}
+        written = {mount["mountPath"] for mount in _container()["volumeMounts"] if mount["name"] in folders}
+        assert written == {_data("conlst-serving")["CONLST_CACHE"], "/tmp"}
+        homes = [value for instruction, value in _stages()["serve"] if instruction == "ENV" and "BENTOML_HOME" in value]
+        assert homes == ["BENTOML_HOME=/tmp/bentoml"]
 
-    def test_images_are_named_by_digest(self) -> None:
-        image = _container()["image"]
-        assert re.fullmatch(r"conlst-serve@sha256:[0-9a-f]{64}", image)
-        assert ":latest" not in "".join(file.read_text() for file in BASE.glob("*.yaml"))
-
-    def test_resources_are_requested_and_limited(self) -> None:
-        resources = _container()["resources"]
-        assert resources["requests"].keys() == resources["limits"].keys() == {"cpu", "memory"}
+    def test_runs_as_the_user_of_its_image(self) -> None:
+        context = _pod()["securityContext"]
+        assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == USER
 
     def test_probes_ask_the_routes_that_bentoml_has(self) -> None:
         probes = {name: _container()[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -134,70 +105,197 @@ class TestManifests:
 
     def test_requests_may_finish_before_the_pod_is_killed(self) -> None:
         waits = _container()["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert _pod()["spec"]["terminationGracePeriodSeconds"] > waits + GRACE_SECONDS
+        assert _pod()["terminationGracePeriodSeconds"] > waits + GRACE_SECONDS
 
-    def test_one_port_from_the_image_to_the_service(self) -> None:
+    def test_no_pod_leaves_before_another_has_come(self) -> None:
+        rolling = _named("Deployment", "conlst-serving")["spec"]["strategy"]["rollingUpdate"]
+        assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
+
+    def test_pods_are_spread_without_stopping_a_trial_on_one_node(self) -> None:
+        spread = _pod()["topologySpreadConstraints"]
+        assert {one["topologyKey"] for one in spread} == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+        assert {one["whenUnsatisfiable"] for one in spread} == {"ScheduleAnyway"}
+        labels = _named("Deployment", "conlst-serving")["spec"]["template"]["metadata"]["labels"].items()
+        assert all(one["labelSelector"]["matchLabels"].items() <= labels for one in spread)
+
+    def test_one_port_from_the_image_to_the_service_and_prometheus(self) -> None:
         (port,) = _container()["ports"]
         serve = dict(_stages()["serve"])
         assert serve["EXPOSE"] == str(port["containerPort"])
         assert f'"--port", "{port["containerPort"]}"' in serve["CMD"]
-        assert [entry["targetPort"] for entry in _only("Service")["spec"]["ports"]] == [port["name"]]
-        assert "type" not in _only("Service")["spec"]
+        service = _named("Service", "conlst-serving")["spec"]
+        assert [entry["targetPort"] for entry in service["ports"]] == [port["name"]]
+        assert "type" not in service
+        notes = _named("Deployment", "conlst-serving")["spec"]["template"]["metadata"]["annotations"]
+        assert (notes["prometheus.io/port"], notes["prometheus.io/path"]) == (str(port["containerPort"]), "/metrics")
 
-    def test_everything_selects_the_serving_pods(self) -> None:
-        labels = _pod()["metadata"]["labels"].items()
-        budget = _only("PodDisruptionBudget")["spec"]
-        selectors = [_only("Deployment")["spec"]["selector"]["matchLabels"], _only("Service")["spec"]["selector"]]
-        selectors += [budget["selector"]["matchLabels"]]
-        selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in _objects("NetworkPolicy")]
-        assert all(selector and selector.items() <= labels for selector in selectors)
-        assert 0 < budget["minAvailable"] < _only("Deployment")["spec"]["replicas"]
+    def test_settings_are_some_that_the_service_reads(self) -> None:
+        known = {f"CONLST_{field.name.upper()}" for field in fields(Settings)}
+        assert _data("conlst-serving").keys() <= known
+        assert [source["configMapRef"]["name"] for source in _container()["envFrom"]] == ["conlst", "conlst-serving"]
+        settings = Settings.from_environment(_data("conlst-serving"))
+        assert settings.auth == "keys"
+        assert settings.feedback == ""
+        assert settings.watch_seconds > 0
 
-    def test_network_is_closed_but_for_named_flows(self) -> None:
-        policies = _flows()
-        assert policies.keys() == {"deny", "clients", "dns", "mlflow", "s3"}
-        deny = policies.pop("deny")
-        assert deny.keys() == {"podSelector", "policyTypes"}
-        assert sorted(deny["policyTypes"]) == ["Egress", "Ingress"]
-        rules = [rule for policy in policies.values() for rule in (*policy.get("ingress", ()), *policy.get("egress", ()))]
-        # a rule without peers or without ports would open everything
-        assert all(rule["ports"] and (rule.get("from") or rule.get("to")) for rule in rules)
-        assert [rule["ports"] for rule in policies["clients"]["ingress"]] == [[{"port": "http"}]]
+    def test_keys_lie_in_a_folder_of_a_secret_that_must_be_there(self) -> None:
+        (mount,) = (mount for mount in _container()["volumeMounts"] if mount["name"] == "keys")
+        (volume,) = (volume for volume in _pod()["volumes"] if volume["name"] == "keys")
+        assert Path(_data("conlst-serving")["CONLST_KEYS_FILE"]).parent == Path(mount["mountPath"])
+        assert not volume["secret"].get("optional")
+        # readable by the group that fsGroup gives the files to, and by nobody else
+        assert volume["secret"]["defaultMode"] == 0o440
 
-    def test_settings_and_secret_are_those_of_the_pipeline(self, tmp_path: Path) -> None:
-        given, secret = _task_environment(tmp_path)
-        settings = _only("ConfigMap")
-        assert {entry["configMapName"] for entry in given} == {settings["metadata"]["name"]}
-        assert settings["data"].keys() == {pair["configMapKey"] for entry in given for pair in entry["keyToEnv"]}
-        assert _container()["envFrom"] == [{"configMapRef": {"name": settings["metadata"]["name"]}}]
-        references = [variable["valueFrom"]["secretKeyRef"] for variable in _container()["env"] if "valueFrom" in variable]
-        wanted = [{"name": secret["secretName"], "key": pair["secretKey"], "optional": True} for pair in secret["keyToEnv"]]
-        assert sorted(references, key=str) == sorted(wanted, key=str)
 
-    def test_ports_of_the_flows_are_those_of_the_addresses(self) -> None:
-        addresses = _only("ConfigMap")["data"]
-        for flow, setting in (("mlflow", "MLFLOW_TRACKING_URI"), ("s3", "AWS_ENDPOINT_URL_S3")):
-            (rule,) = _flows()[flow]["egress"]
-            assert addresses[setting].endswith(f":{rule['ports'][0]['port']}")
+class TestMlflow:
+    def test_is_one_at_a_time(self) -> None:
+        spec = _named("Deployment", "mlflow")["spec"]
+        assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
 
-    def test_no_secret_is_in_a_file(self) -> None:
+    def test_has_its_auth_on_and_answers_to_the_name_that_clients_call(self) -> None:
+        (container,) = _named("Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+        assert container["command"][:4] == ["mlflow", "server", "--app-name", "basic-auth"]
+        settings = _data("mlflow")
+        permissions = configparser.ConfigParser()
+        permissions.read_string(_data("mlflow-permissions")[Path(settings["MLFLOW_AUTH_CONFIG_PATH"]).name])
+        assert dict(permissions["mlflow"]) == {
+            "default_permission": "READ",
+            "database_uri": settings["MLFLOW_BACKEND_STORE_URI"],
+        }
+        address = _data("conlst")["MLFLOW_TRACKING_URI"].removeprefix("http://")
+        assert address in settings["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+
+    def test_is_not_told_its_clients_address(self) -> None:
+        (container,) = _named("Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+        assert [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source] == ["mlflow"]
+        names = {variable["name"] for variable in container["env"]} | _data("mlflow").keys()
+        assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"} & names
+
+
+class TestPipeline:
+    def test_settings_are_those_that_tasks_ask_for(self, tmp_path: Path) -> None:
+        given, _ = _task_environment(tmp_path)
+        assert {entry["configMapName"] for entry in given} == {"conlst"}
+        asked = {pair["configMapKey"]: bool(entry.get("optional")) for entry in given for pair in entry["keyToEnv"]}
+        assert _data("conlst").keys() <= asked.keys()
+        assert {key for key, optional in asked.items() if not optional} <= _data("conlst").keys()
+
+    def test_account_may_do_nothing_but_what_its_runs_own_machinery_asks(self) -> None:
+        rules = _named("Role", "conlst-pipeline")["rules"]
+        allowed = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+        assert allowed == {
+            ("workflowtaskresults", "create"),
+            ("workflowtaskresults", "patch"),
+            ("pods", "get"),
+            ("pods", "list"),
+            ("pods", "watch"),
+            ("configmaps", "get"),
+            ("secrets", "get"),
+        }
+
+
+class TestFiles:
+    def test_every_file_is_in_a_kustomization(self) -> None:
+        for folder in (BASE, LOCAL, AWS):
+            kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+            patches = [patch["path"] for patch in kustomization.get("patches", ())]
+            listed = {entry for entry in (*kustomization["resources"], *patches) if entry != "../../base"}
+            files = {str(file.relative_to(folder)) for file in folder.rglob("*.yaml")}
+            assert files - {"kustomization.yaml"} == listed
+
+    def test_no_secret_is_made_from_a_file(self) -> None:
         assert not _objects("Secret")
-        assert "secretGenerator" not in _only("Kustomization")
+        assert not any("secretGenerator" in found for found in _objects("Kustomization"))
+
+    def test_every_secret_has_a_command_that_makes_it(self, tmp_path: Path) -> None:
+        notes = "".join((folder / "kustomization.yaml").read_text() for folder in (BASE, LOCAL))
+        made = set(re.findall(r"kubectl create secret generic (\S+)", notes))
+        text = "".join(file.read_text() for folder in (BASE, LOCAL) for file in folder.rglob("*.yaml"))
+        used = set(re.findall(r"secretKeyRef:\n\s+name: (\S+)|secretName: (\S+)|secretRef:\n\s+name: (\S+)", text))
+        _, of_tasks = _task_environment(tmp_path)
+        assert made == {name for names in used for name in names if name} | {entry["secretName"] for entry in of_tasks}
 
 
-def _task_environment(folder: Path) -> tuple[list[Object], Object]:
-    """What a task on the cluster gets from config maps and from the secret, as compiled."""
+@kubectl_renders
+class TestOverlays:
+    @pytest.mark.parametrize("overlay", [LOCAL, AWS])
+    def test_closes_the_namespace_but_for_the_flows_of_the_place(self, overlay: Path) -> None:
+        names = {policy["metadata"]["name"] for policy in render(overlay).of("NetworkPolicy")}
+        inside = {"postgres-clients", "seaweedfs-clients"}
+        assert names == {"deny", *FLOWS} - (set() if overlay == LOCAL else inside)
+
+    @pytest.mark.parametrize("overlay", [BASE, LOCAL, AWS])
+    def test_images_wait_for_a_digest(self, overlay: Path) -> None:
+        images = {container["image"] for pod in render(overlay).pods() for container in pod.containers}
+        assert {image.partition("@")[2] for image in images} == {"sha256:" + "0" * 64}
+
+    def test_local_has_s3_and_database_with_claims_and_keys_for_each(self) -> None:
+        rendered = render(LOCAL)
+        claims = {found["metadata"]["name"]: found["spec"]["volumeClaimTemplates"] for found in rendered.of("StatefulSet")}
+        assert claims.keys() == {"postgres", "seaweedfs"}
+        assert all(template["spec"]["resources"]["requests"]["storage"] for (template,) in claims.values())
+        keys = {pod.owner: _secret_of(pod, "AWS_SECRET_ACCESS_KEY") for pod in rendered.pods()}
+        assert keys["Deployment/conlst-serving"] == "conlst-serving-s3"
+        assert keys["Deployment/mlflow"] == "mlflow-s3"
+
+    def test_local_addresses_are_services_and_their_ports(self) -> None:
+        rendered = render(LOCAL)
+        ports = {found["metadata"]["name"]: found["spec"]["ports"][0]["port"] for found in rendered.of("Service")}
+        settings = {name: value for found in rendered.of("ConfigMap") for name, value in found["data"].items()}
+        for address in (settings["MLFLOW_TRACKING_URI"], settings["AWS_ENDPOINT_URL_S3"]):
+            host, port = address.removeprefix("http://").split(":")
+            assert ports[host] == int(port)
+        assert ports[settings["PGHOST"]] == int(settings["PGPORT"])
+        (seaweedfs,) = next(pod for pod in rendered.pods() if pod.owner == "StatefulSet/seaweedfs").containers
+        buckets = {settings[name].split("/")[2] for name in ("MLFLOW_ARTIFACTS_DESTINATION", "CONLST_FEEDBACK")}
+        assert {f"-bucket={bucket}" for bucket in buckets} <= set(seaweedfs["command"])
+
+    def test_aws_has_roles_and_no_key(self) -> None:
+        rendered = render(AWS)
+        roles = [account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] for account in rendered.of("ServiceAccount")]
+        assert len(set(roles)) == len(roles) == 3
+        assert all(role.startswith("arn:aws:iam::") for role in roles)
+        names = {variable["name"] for pod in rendered.pods() for one in pod.containers for variable in one.get("env", ())}
+        assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & names
+        assert not any("AWS_ENDPOINT_URL_S3" in found["data"] for found in rendered.of("ConfigMap"))
+
+    def test_aws_has_its_places_from_one_file(self) -> None:
+        rendered = yaml.safe_dump_all(render(AWS).objects)
+        settings = yaml.safe_load((AWS / "settings.yaml").read_text())["data"]
+        assert [name for name, value in settings.items() if value not in rendered] == []
+        assert "from settings.yaml" not in rendered
+        # what network.yaml has until settings.yaml is put there
+        assert "192.0.2.255" not in rendered
+        assert "name: settings" not in rendered
+
+    def test_aws_speaks_to_s3_by_port_443_and_to_the_database(self) -> None:
+        rules = {found["metadata"]["name"]: found["spec"].get("egress", [{}])[0] for found in render(AWS).of("NetworkPolicy")}
+        ports = {name: rules[name]["ports"] for name in ("serving-s3", "mlflow-s3", "pipeline-s3", "mlflow-postgres")}
+        assert ports.pop("mlflow-postgres") == [{"port": 5432}]
+        assert all(port == [{"port": 443}] for port in ports.values())
+        assert all("ipBlock" in peer for name in ports for peer in rules[name]["to"])
+
+
+def _secret_of(pod: Pod, variable: str) -> str | None:
+    for container in pod.containers:
+        for entry in container.get("env", ()):
+            if entry["name"] == variable:
+                return str(entry["valueFrom"]["secretKeyRef"]["name"])
+    return None
+
+
+def _task_environment(folder: Path) -> tuple[list[Object], list[Object]]:
+    """What a task on the cluster gets from config maps and from secrets, as compiled."""
 
     @dsl.pipeline
     def one_task() -> None:
-        on_cluster("registry/conlst-train@sha256:" + "0" * 64).serve(summarize(config="{}", job="1", decisions=[]))
+        on_cluster("registry/conlst-train@sha256:" + "0" * 64, Cluster()).serve(summarize(config="{}", job="1", decisions=[]))
 
     compiler.Compiler().compile(one_task, str(folder / "one.yaml"))
     _, platform = yaml.safe_load_all((folder / "one.yaml").read_text())
     (task,) = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
     assert task["securityContext"]["runAsUser"] == str(USER)
-    (secret,) = task["secretAsEnv"]
-    return task["configMapAsEnv"], secret
+    return task["configMapAsEnv"], task["secretAsEnv"]
 
 
 class TestImages:
@@ -233,30 +331,32 @@ class TestImages:
 
 
 class TestServingLock:
-    def test_every_line_is_one_of_the_whole_lock(self) -> None:
-        whole, serving = _pins("requirements.lock"), _pins("serving/requirements.lock")
-        assert serving.items() <= whole.items()
+    def test_every_pin_is_one_of_the_whole_lock_and_has_digests(self) -> None:
+        whole = pins(LOCK)
+        assert all(whole[name] == pin for name, pin in pins(SERVING_LOCK).items())
+        assert all(digests for _, digests in whole.values())
 
     def test_leaves_out_what_only_training_and_pipelines_need(self) -> None:
-        heavy = {"torch", "transformers", "datasets", "kfp", "mlflow", "onnx", "pandas", "pyarrow", "matplotlib", "pytest"}
-        assert heavy <= _pins("requirements.lock").keys()
-        assert not heavy & _pins("serving/requirements.lock").keys()
+        heavy = {"torch", "transformers", "datasets", "kfp", "mlflow", "onnx", "pandas", "matplotlib", "pytest"}
+        assert heavy - {"torch"} <= pins(LOCK).keys()
+        assert not heavy & pins(SERVING_LOCK).keys()
 
     def test_is_what_its_script_makes(self) -> None:
-        script = [sys.executable, str(ROOT / "infra" / "lock_serving.py")]
-        made = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-        assert made == (ROOT / "serving" / "requirements.lock").read_text()
+        assert serving_lock() == SERVING_LOCK.read_text()
+
+    def test_pins_what_is_installed(self) -> None:
+        assert {name: pin for name, (pin, _) in pins(LOCK).items() if version(name) != pin.split("==")[1]} == {}
 
     def test_image_has_everything_that_its_code_imports(self) -> None:
         files = {file for source in _copied("serve") for file in _python_files(ROOT / source)}
         assert ROOT / "serving" / "service.py" in files
-        locked, owners = _pins("serving/requirements.lock").keys(), packages_distributions()
+        locked, owners = pins(SERVING_LOCK).keys(), packages_distributions()
         missing = set()
         for module in {module for file in files for module in _imports(file)}:
             top = module.split(".")[0]
             if (ROOT / top).is_dir():
                 missing |= {module} if not _is_copied(module, files) else set()
-            elif top not in sys.stdlib_module_names and not locked & {_canonical(name) for name in owners.get(top, ())}:
+            elif top not in sys.stdlib_module_names and not locked & {canonicalize_name(name) for name in owners.get(top, ())}:
                 missing.add(module)
         assert not missing
 
