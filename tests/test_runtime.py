@@ -1,16 +1,23 @@
+import gc
 import json
 import math
+import shutil
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnxruntime import get_available_providers
 
-from conlst.contract.artifacts import MANIFEST, read_manifest
+from conlst.contract.artifacts import MANIFEST, publish, read_manifest
 from conlst.contract.errors import ArtifactError, BackendError, DataError, LabelError
 from conlst.runtime import onnx as runtime
 from conlst.runtime.cpu import available_cpus
+from conlst.runtime.graph import ExternalTensor, external_tensors
 from conlst.runtime.onnx import Predictor
+from conlst.runtime.table import Table, Tables
 from tiny_onnx import PAIRS, slow_logits, tiny_onnx_folder, tiny_tokenizer
 
 LONG = " ".join(["mvua"] * 40)
@@ -158,6 +165,189 @@ def test_the_session_gets_the_asked_for_threads(folder):
 
 def test_a_predictor_knows_what_it_is(predictor, folder):
     assert (predictor.language, predictor.max_length, predictor.digest) == ("sw", 16, read_manifest(folder).digest)
+
+
+def changed(folder: Path, target: Path, **files: object) -> Path:
+    """A published copy with other files: a path is copied, bytes and JSON are written, None leaves the file out."""
+    with publish(target, kind="onnx", meta=read_manifest(folder).meta) as staging:
+        for name in read_manifest(folder).files:
+            shutil.copyfile(folder / name, staging / name)
+        for name, content in files.items():
+            file = staging / name.replace("__", ".")
+            if content is None:
+                file.unlink()
+            elif isinstance(content, Path):
+                shutil.copyfile(content, file)
+            else:
+                file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return target
+
+
+def settings_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_settings_are_the_folders(tmp_path, predictor, folder):
+    assert (predictor.temperature, predictor.precision, predictor.card, predictor.pad_id) == (1.0, "fp32", {}, 1)
+    card = {"precision": {"served": "fp32", "reason": "kept"}}
+    warm = Predictor(changed(folder, tmp_path / "x", config__json=settings_of(folder) | {"temperature": 1.5}, card__json=card))
+    assert (warm.temperature, warm.card) == (1.5, card)
+
+
+@pytest.mark.parametrize("card", [b"[]", b"{"])
+def test_a_card_that_is_none_is_refused(tmp_path, folder, card):
+    with pytest.raises(ArtifactError, match=r"card\.json"):
+        Predictor(changed(folder, tmp_path / "x", card__json=card), threads=1)
+
+
+def test_a_folder_of_int8_answers_with_its_int8_graph(tmp_path, folder):
+    other = tiny_onnx_folder(tmp_path / "other", seed=1)
+    config = settings_of(folder) | {"precision": "int8"}
+    files = {"config__json": config, "model__int8__onnx": other / "model.onnx", "embeddings__bin": other / "embeddings.bin"}
+
+    both = Predictor(changed(folder, tmp_path / "both", **files), threads=1)
+    alone = Predictor(changed(folder, tmp_path / "alone", **files, model__onnx=None), threads=1)
+
+    assert both.precision == "int8"
+    for predictor in (both, alone):
+        np.testing.assert_allclose(predictor.logits(PAIRS), slow_logits(PAIRS, seed=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "message"), [("int8", "no model.int8.onnx"), ("int4", "precision 'int4'")])
+def test_a_precision_without_its_graph_is_refused(tmp_path, folder, precision, message):
+    config = settings_of(folder) | {"precision": precision}
+    with pytest.raises(ArtifactError, match=message):
+        Predictor(changed(folder, tmp_path / "x", config__json=config), threads=1)
+
+
+def test_one_run_answers_one_padded_batch(predictor):
+    rows = predictor.encode(PAIRS).ids
+    assert len({len(row) for row in rows}) > 1
+    np.testing.assert_allclose(predictor.run(rows), slow_logits(PAIRS), atol=1e-6)
+
+
+def with_classifier(folder: Path, target: Path, factor: float) -> Path:
+    """Another fine-tuning: the same table, other weights, and so logits that are ``factor`` times as large."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier")
+    weights.raw_data = (np.frombuffer(weights.raw_data, np.float32) * np.float32(factor)).tobytes()
+    return changed(folder, target, model__onnx=model.SerializeToString())
+
+
+def mapped(folder: Path) -> int:
+    """Mappings of the folder's table in this process."""
+    return Path("/proc/self/maps").read_text().count(str(folder / "embeddings.bin"))
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+
+
+@linux
+def test_predictors_share_one_mapping_of_an_equal_table_and_the_last_one_frees_it(tmp_path, folder):
+    folders = [with_classifier(folder, tmp_path / str(factor), factor) for factor in (2, 3)]
+    tables = Tables()
+    predictors = [Predictor(path, threads=1, tables=tables) for path in folders]
+
+    for factor, predictor in zip((2, 3), predictors, strict=True):
+        np.testing.assert_allclose(predictor.logits(PAIRS), factor * slow_logits(PAIRS), atol=1e-5)
+    assert [mapped(path) for path in folders] == [1, 0]
+    assert predictors[0]._tokenizer is predictors[1]._tokenizer
+
+    del predictors[0], predictor
+    gc.collect()
+    # the table was opened by the one that is gone; the other still answers from it
+    assert [mapped(path) for path in folders] == [1, 0]
+    np.testing.assert_allclose(predictors[0].logits(PAIRS), 3 * slow_logits(PAIRS), atol=1e-5)
+
+    predictors.clear()
+    gc.collect()
+    assert [mapped(path) for path in folders] == [0, 0]
+    again = Predictor(folders[1], threads=1, tables=tables)
+    np.testing.assert_allclose(again.logits(PAIRS), 3 * slow_logits(PAIRS), atol=1e-5)
+
+
+@linux
+def test_tables_that_differ_and_predictors_without_tables_share_nothing(tmp_path, folder):
+    other = tiny_onnx_folder(tmp_path / "other", seed=1)
+    copy = with_classifier(folder, tmp_path / "copy", 2)
+    tables = Tables()
+    first, second = Predictor(folder, threads=1, tables=tables), Predictor(other, threads=1, tables=tables)
+    alone = Predictor(copy, threads=1)
+
+    assert mapped(other) == mapped(copy) == 1
+    np.testing.assert_allclose(first.logits(PAIRS), slow_logits(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(second.logits(PAIRS), slow_logits(PAIRS, seed=1), atol=1e-6)
+    np.testing.assert_allclose(alone.logits(PAIRS), 2 * slow_logits(PAIRS), atol=1e-5)
+    assert first._tokenizer is second._tokenizer is not alone._tokenizer
+
+
+@linux
+def test_threads_that_open_models_at_once_make_one_mapping(tmp_path, folder):
+    folders = [with_classifier(folder, tmp_path / str(number), 1 + number) for number in range(8)]
+    tables = Tables()
+    opened: list[Predictor] = []
+    threads = [threading.Thread(target=lambda path=path: opened.append(Predictor(path, tables=tables))) for path in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 8
+    assert sum(map(mapped, folders)) == 1
+
+
+def test_a_table_that_ends_before_the_graphs_does_is_refused(tmp_path, folder):
+    short = changed(folder, tmp_path / "x", embeddings__bin=(folder / "embeddings.bin").read_bytes()[:-4])
+    with pytest.raises(ArtifactError, match=r"embeddings needs 256 bytes of .*, which has 252"):
+        Predictor(short, threads=1)
+    with pytest.raises(ArtifactError, match=r"model.onnx"):
+        Predictor(changed(folder, tmp_path / "y", embeddings__bin=None), threads=1)
+
+
+def test_tensors_of_a_table_are_views_of_it_at_their_place(tmp_path):
+    values = np.arange(24, dtype=np.int8)
+    (tmp_path / "t").write_bytes(values.tobytes())
+    table = Table(tmp_path / "t")
+    found = table.value(ExternalTensor("a", onnx.TensorProto.INT8, (2, 4), "t", 8)).numpy()
+    np.testing.assert_array_equal(found, values[8:16].reshape(2, 4))
+    with pytest.raises(ArtifactError, match="type 8"):
+        table.value(ExternalTensor("a", onnx.TensorProto.STRING, (2, 4), "t", 8))
+
+
+def test_the_graphs_external_tensors_are_those_that_onnx_names(tmp_path, folder):
+    assert external_tensors(folder / "model.onnx") == [ExternalTensor("embeddings", 1, (16, 4), "embeddings.bin", 0)]
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    table = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    table.external_data.add(key="offset", value="4096")
+    # past one byte of a number, and a value after the headers
+    table.dims[0] = 70_000
+    onnx.save(model, tmp_path / "model.onnx")
+    assert external_tensors(tmp_path / "model.onnx") == [ExternalTensor("embeddings", 1, (70_000, 4), "embeddings.bin", 4096)]
+
+
+@pytest.mark.parametrize("content", [b"", b"no graph at all", b"\x3a\x05\x2a"])
+def test_what_is_no_graph_is_refused(tmp_path, content):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match="is not an ONNX graph"):
+        external_tensors(tmp_path / "model.onnx")
+
+
+@linux
+def test_sessions_compute_in_one_arena(tmp_path):
+    """A batch of 8 MB of activations in each of ten sessions: together they keep about what one keeps."""
+    folder = tiny_onnx_folder(tmp_path / "x", max_length=20_000)
+    predictors = [Predictor(folder, threads=1, tables=Tables()) for _ in range(10)]
+    rows = [[5] * 16_384] * 16
+    predictors[0].run(rows)
+    before = anonymous()
+    for predictor in predictors[1:]:
+        predictor.run(rows)
+    assert anonymous() - before < 16_000
+
+
+def anonymous() -> int:
+    """Kilobytes of this process that are no file's."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
 def cgroup(root: Path, memberships: str, files: dict[str, str]) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,32 +10,26 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from conlst.contract.artifacts import verify
 from conlst.contract.errors import ArtifactError, BackendError, DataError
 from conlst.contract.labels import NAMES, check_id2label
 from conlst.runtime.cpu import available_cpus
+from conlst.runtime.graph import external_tensors
+from conlst.runtime.memory import give_back, share_arena
+from conlst.runtime.table import Tables, values_of
+from conlst.runtime.tokens import Encoded, Pair
 
 CPU = "CPUExecutionProvider"
 KIND = "onnx"
 _INPUTS = {"input_ids", "attention_mask"}
 _OUTPUT = "logits"
+_TABLE = "embeddings.bin"
+_TOKENIZER = "tokenizer.json"
+_CARD = "card.json"
 
-Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Pairs as tokens.
-
-    Attributes:
-        ids: token ids of each pair, cut to the model's longest.
-        lengths: ``[n]`` tokens of each pair before it was cut.
-    """
-
-    ids: list[list[int]]
-    lengths: NDArray[np.int64]
+GRAPHS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+"""File of the graph at each precision that a folder may be served in."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +38,29 @@ class _Settings:
     max_length: int
     pad_id: int
     temperature: float
+    precision: str
 
 
 class Predictor:
-    """A verified model of one language.
+    """A verified model of one language. Safe to use from several threads.
 
     Attributes:
-        language: the language it was adapted to.
         digest: of the folder it was read from.
+        language: the language it was adapted to.
         max_length: tokens of the longest pair it reads, special tokens included.
+        pad_id: id of the token that fills a batch.
+        temperature: what :meth:`probabilities` divides the logits by.
+        precision: ``fp32`` or ``int8``.
+        card: what the folder's ``card.json`` tells of the model, empty if there is none.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 0, provider: str = CPU) -> None:
+    def __init__(self, folder: Path, *, threads: int = 0, provider: str = CPU, tables: Tables | None = None) -> None:
         """Open a published folder of kind ``onnx``.
 
         Args:
             threads: of one run, 0 for what the process may use.
             provider: onnxruntime execution provider.
+            tables: predictors that are given the same one share their embedding table, on the CPU, and their tokenizer.
 
         Raises:
             ArtifactError: if the folder is incomplete, altered, or not a model that onnxruntime opens, which it does not if the
@@ -69,36 +69,40 @@ class Predictor:
             BackendError: if onnxruntime started another provider than the one asked for.
         """
         folder = Path(folder)
-        self.digest = verify(folder, KIND).digest
-        self._settings = _read_settings(folder / "config.json")
+        manifest = verify(folder, KIND)
+        settings = _read_settings(folder / "config.json")
+        graph = folder / GRAPHS[settings.precision]
+        for needed in (graph.name, _TOKENIZER):
+            if needed not in manifest.files:
+                raise ArtifactError(f"{folder} has no {needed}; export again")
+        tables = Tables() if tables is None else tables
+        self.digest = manifest.digest
+        self.language = settings.language
+        self.max_length = settings.max_length
+        self.pad_id = settings.pad_id
+        self.temperature = settings.temperature
+        self.precision = settings.precision
+        self.card = _read_card(folder / _CARD) if _CARD in manifest.files else {}
         self._folder = folder
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._cutting_tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
-        self._cutting_tokenizer.enable_truncation(self._settings.max_length, strategy="longest_first")
-        self._session = open_session(folder / "model.onnx", threads, provider)
-
-    @property
-    def language(self) -> str:
-        return self._settings.language
-
-    @property
-    def max_length(self) -> int:
-        return self._settings.max_length
+        self._tokenizer = tables.tokenizer(folder / _TOKENIZER, manifest.files[_TOKENIZER].sha256)
+        # where a graph has its table elsewhere, onnxruntime finds it or refuses it; another device needs a copy of its own
+        sharable = _TABLE in manifest.files and provider == CPU
+        tensors = [tensor for tensor in external_tensors(graph) if sharable and tensor.location == _TABLE]
+        # onnxruntime only borrows the table: it must live as long as the session does
+        self._table = tables.table(folder / _TABLE, manifest.files[_TABLE].sha256) if tensors else None
+        self._values = values_of(self._table, tensors) if self._table else {}
+        self._session = open_session(graph, threads, provider, self._values)
+        give_back()
 
     def encode(self, pairs: Sequence[Pair]) -> Encoded:
         """Tokenise pairs; one over ``max_length`` loses tokens of its longer text, which its ``lengths`` entry shows."""
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(pairs))]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        long = [index for index, length in enumerate(lengths) if length > self.max_length]
-        if long:
-            cut = self._cutting_tokenizer.encode_batch_fast([pairs[index] for index in long])
-            for index, encoding in zip(long, cut, strict=True):
-                ids[index] = encoding.ids
-        return Encoded(ids, lengths)
+        return self._tokenizer.encode(pairs, self.max_length)
 
-    def logits(self, pairs: Sequence[Pair], *, truncate: bool = False, batch_tokens: int = 4096) -> NDArray[np.float32]:
+    def run(self, rows: list[list[int]]) -> NDArray[np.float32]:
+        """``[n, 3]`` logits of token ids, padded to the longest row, in one run of the session."""
+        return self._session.run([_OUTPUT], padded(rows, self.pad_id))[0]
+
+    def logits(self, pairs: Sequence[Pair], *, truncate: bool = False, batch_tokens: int = 1024) -> NDArray[np.float32]:
         """``[n, 3]``, in the order of the pairs.
 
         Args:
@@ -116,17 +120,16 @@ class Predictor:
             )
         return self.logits_of(encoded, batch_tokens=batch_tokens)
 
-    def logits_of(self, encoded: Encoded, *, batch_tokens: int = 4096) -> NDArray[np.float32]:
+    def logits_of(self, encoded: Encoded, *, batch_tokens: int = 1024) -> NDArray[np.float32]:
         """``[n, 3]`` logits of pairs that are tokens already."""
         logits = np.empty((len(encoded.ids), len(NAMES)), np.float32)
         for indices in _batches([len(ids) for ids in encoded.ids], batch_tokens):
-            rows = [encoded.ids[index] for index in indices]
-            logits[indices] = self._session.run([_OUTPUT], _padded(rows, self._settings.pad_id))[0]
+            logits[indices] = self.run([encoded.ids[index] for index in indices])
         return logits
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """``[n, 3]``: softmax of the logits over the temperature that the model was calibrated with."""
-        scaled = logits.astype(np.float64) / self._settings.temperature
+        scaled = logits.astype(np.float64) / self.temperature
         exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
@@ -161,12 +164,27 @@ def _read_settings(file: Path) -> _Settings:
     raw = _read_json(file)
     try:
         check_id2label(raw["id2label"], str(file))
-        settings = _Settings(str(raw["language"]), int(raw["max_length"]), int(raw["pad_id"]), float(raw["temperature"]))
+        settings = _Settings(
+            language=str(raw["language"]),
+            max_length=int(raw["max_length"]),
+            pad_id=int(raw["pad_id"]),
+            temperature=float(raw["temperature"]),
+            precision=str(raw.get("precision", "fp32")),
+        )
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{file} does not describe a model ({error!r}); export again") from error
     if not (math.isfinite(settings.temperature) and settings.temperature > 0):
         raise ArtifactError(f"{file} has temperature {settings.temperature}, which must be positive")
+    if settings.precision not in GRAPHS:
+        raise ArtifactError(f"{file} has precision {settings.precision!r}, known are {' and '.join(GRAPHS)}")
     return settings
+
+
+def _read_card(file: Path) -> dict[str, Any]:
+    card = _read_json(file)
+    if not isinstance(card, dict):
+        raise ArtifactError(f"{file} is not a card; export again")
+    return card
 
 
 def _read_json(file: Path) -> Any:
@@ -176,11 +194,17 @@ def _read_json(file: Path) -> Any:
         raise ArtifactError(f"{file} cannot be read ({error}); export again") from error
 
 
-def open_session(file: Path, threads: int = 0, provider: str = CPU) -> onnxruntime.InferenceSession:
+def open_session(
+    file: Path, threads: int = 0, provider: str = CPU, initializers: Mapping[str, onnxruntime.OrtValue] | None = None
+) -> onnxruntime.InferenceSession:
     """A session for a graph as the export stage writes it.
+
+    Each session has its own threads, which sleep while it is idle and then cost 0.1 MB each. onnxruntime's global pool would save
+    them, but from Python it can only be had with threads that spin, and it forbids every other session of the process its own.
 
     Args:
         threads: of one run, 0 for what the process may use.
+        initializers: values to use in place of the graph's, not copied: keep them as long as the session.
 
     Raises:
         ArtifactError: if onnxruntime does not open the graph, or its inputs and outputs are others.
@@ -192,6 +216,10 @@ def open_session(file: Path, threads: int = 0, provider: str = CPU) -> onnxrunti
     options.inter_op_num_threads = 1
     # idle threads that spin burn the quota of the container, and of the other languages' sessions
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    share_arena(options)
+    for name, value in (initializers or {}).items():
+        # not add_external_initializers, which copies them
+        options.add_initializer(name, value)
     if provider not in onnxruntime.get_available_providers():
         raise BackendError(f"onnxruntime has no {provider}, only {', '.join(onnxruntime.get_available_providers())}")
     try:
@@ -219,7 +247,7 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded(rows: list[list[int]], pad_id: int) -> dict[str, NDArray[np.int64]]:
+def padded(rows: list[list[int]], pad_id: int) -> dict[str, NDArray[np.int64]]:
     """ids and mask, ``[batch, longest]`` int64."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     mask = np.arange(lengths.max()) < lengths[:, None]

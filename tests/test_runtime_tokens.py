@@ -1,0 +1,197 @@
+"""Our Unigram tokenizer against the library's, with the real vocabulary of the embedded model."""
+
+import json
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from conlst.contract.errors import ArtifactError
+from conlst.model.embedded import load_embedded_e5
+from conlst.runtime.tokens import LibraryTokenizer, PairTokenizer, UnigramTokenizer, open_tokenizer
+from conlst.runtime.unigram import Unigram
+from tiny_onnx import tiny_tokenizer
+
+SENTENCES = [
+    "The cat is sleeping on the red sofa.",
+    "Paka analala kwenye sofa nyekundu.",
+    "بلی سرخ صوفے پر سو رہی ہے۔",
+    "猫在红色的沙发上睡觉。",
+    "แมวนอนบนโซฟาสีแดง",
+    "बिल्ली लाल सोफे पर सो रही है।",
+    "Кошка спит на красном диване.",
+]
+ODD = [
+    ("", ""),
+    (" ", "\t\n\u3000"),
+    ("a</s>b", "<s><s> x <mask>y"),
+    ("</s", "<unk><pad>é"),
+    ("\u200b\ufeff\x00\x01", "ﬁ ａｂｃ ｛＜ｓ＞｝"),
+    ("😀😀🏳️‍🌈 ok", "\U0010ffff\U0010ffffa\u0378"),
+    ("x" * 300, "y z " * 90),
+    ("▁ ▁a", "a▁b"),
+]
+SPECIAL = 4  # of a pair: <s> … </s></s> … </s>
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    load_embedded_e5().tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(file) -> PairTokenizer:
+    return open_tokenizer(file)
+
+
+@pytest.fixture(scope="module")
+def library(file) -> Tokenizer:
+    return Tokenizer.from_file(str(file))
+
+
+def test_the_real_tokenizer_is_opened_as_our_own(ours):
+    assert isinstance(ours, UnigramTokenizer)
+
+
+@pytest.mark.parametrize("max_length", [512, 31, 30, 9, 8, SPECIAL])
+def test_ids_lengths_and_cuts_are_the_librarys(ours, library, max_length):
+    pairs = ODD + [(one, other) for one in SENTENCES for other in SENTENCES]
+    library.no_truncation()
+    whole = [len(encoding.ids) for encoding in library.encode_batch_fast(pairs)]
+    library.enable_truncation(max_length, strategy="longest_first")
+    cut = [encoding.ids for encoding in library.encode_batch_fast(pairs)]
+
+    found = ours.encode(pairs, max_length)
+
+    assert found.ids == cut
+    assert found.lengths.tolist() == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.text("ab <>/s▁\u3000中กé😀\u0301ǅ1", max_size=40))
+def test_any_text_has_the_librarys_ids(ours, library, one, other):
+    library.no_truncation()
+    assert ours.encode([(one, other)], 512).ids == [library.encode(one, other).ids]
+
+
+def test_threads_do_not_disturb_one_another(ours):
+    pairs = [(one, other) for one in SENTENCES for other in SENTENCES]
+    expected = ours.encode(pairs, 20).ids
+    found: list[list[list[int]]] = []
+    threads = [threading.Thread(target=lambda: found.append(ours.encode(pairs, 20).ids)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 8
+
+
+@pytest.mark.parametrize("max_length", [30, 11, 10, 7, SPECIAL])
+def test_another_tokenizer_is_the_librarys_and_cuts_as_it_does(tmp_path, max_length):
+    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = open_tokenizer(tmp_path / "tokenizer.json")
+    assert isinstance(tokenizer, LibraryTokenizer)
+    pairs = [("watu " * first, "leo " * second) for first in range(9) for second in range(9)]
+    reference = tiny_tokenizer()
+    whole = [len(encoding.ids) for encoding in reference.encode_batch(pairs)]
+    reference.enable_truncation(max_length, strategy="longest_first")
+
+    found = tokenizer.encode(pairs, max_length)
+
+    assert found.ids == [encoding.ids for encoding in reference.encode_batch(pairs)]
+    assert found.lengths.tolist() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": True, "vocab": [["<unk>", 0.0], ["▁", -1.0], ["a", -2.0]]}},
+        {"pre_tokenizer": None},
+        {"normalizer": None},
+        {"post_processor": None},
+        {"added_tokens": []},
+        {"lstrip": True},
+    ],
+)
+def test_what_our_own_leaves_out_is_left_to_the_library(tmp_path, change):
+    described = _small_unigram()
+    flags = {name: change.pop(name) for name in tuple(change) if name == "lstrip"}
+    described.update(change)
+    for token in described["added_tokens"]:
+        token.update(flags)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(described))
+    reference = Tokenizer.from_file(str(path))
+
+    tokenizer = open_tokenizer(path)
+
+    assert isinstance(tokenizer, LibraryTokenizer)
+    assert tokenizer.encode([("a b", "ab")], 9).ids == [reference.encode("a b", "ab").ids]
+
+
+def test_the_small_form_itself_is_our_own(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(_small_unigram()))
+    assert isinstance(open_tokenizer(tmp_path / "tokenizer.json"), UnigramTokenizer)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 1}'])
+def test_what_is_no_tokenizer_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ArtifactError, match="does not describe a tokenizer"):
+        open_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_segmentation_is_the_best_of_all_that_there_are(seed):
+    rng = random.Random(seed)
+    words = {"".join(rng.choices("abc", k=rng.randrange(1, 5))) for _ in range(12)}
+    pieces = [("<unk>", 0.0), *((word, -10 * rng.random()) for word in sorted(words))]
+    unigram = Unigram(pieces, 0)
+    for _ in range(50):
+        word = "".join(rng.choices("abcd", k=rng.randrange(1, 8)))
+        best = max(_every_way(word, dict(pieces)), key=lambda way: way[0])
+        fused = [identity for index, identity in enumerate(best[1]) if identity or not index or best[1][index - 1]]
+        assert list(unigram.ids(word)) == fused, word
+
+
+def _every_way(word: str, scores: dict[str, float]) -> list[tuple[float, list[int]]]:
+    """Score and ids of every segmentation; a lone character that is no piece is unknown."""
+    if not word:
+        return [(0.0, [])]
+    names, ways = list(scores), []
+    for end in range(1, len(word) + 1):
+        piece = word[:end]
+        if piece in scores:
+            head = (scores[piece], names.index(piece))
+        elif end == 1:
+            head = (min(scores.values()) - 10, 0)
+        else:
+            continue
+        ways += [(head[0] + score, [head[1], *ids]) for score, ids in _every_way(word[end:], scores)]
+    return ways
+
+
+def _small_unigram() -> dict:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": 0, "content": "<unk>", **flags}],
+        "normalizer": {"type": "NFKC"},
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {},
+        },
+        "decoder": None,
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": [["<unk>", 0.0], ["a", -1.0], ["b", -2.0]]},
+    }
