@@ -64,7 +64,14 @@ def train_source(options: argparse.Namespace) -> Result:
     if options.dev:
         folders.ingest(config, "source_dev", _local([options.dev], work), "en", dev)
     folders.train_source_model(config, pairs, options.out, dev if options.dev else None)
-    return {"model": str(options.out), **_meta(options.out)}
+    if rank := _rank():
+        return {"process": rank}
+    published = {}
+    if options.store:
+        from conlst.platform.objects import push_folder
+
+        published = {"address": push_folder(options.out, options.store)}
+    return {"model": str(options.out), **published, **_meta(options.out)}
 
 
 def adapt(options: argparse.Namespace) -> Result:
@@ -136,11 +143,29 @@ def compact(options: argparse.Namespace) -> Result:
 
 
 def predict(options: argparse.Namespace) -> Result:
+    if options.file and (options.premise or options.hypothesis):
+        options.misused("give --premise and --hypothesis, or --file, not both")
+    if not options.file and None in (options.premise, options.hypothesis):
+        options.misused("give --premise and --hypothesis, or a --file of pairs")
+    if options.out and not options.file:
+        options.misused("--out keeps the answers to a --file")
+    if options.url:
+        return _predict_at_endpoint(options)
+    asked = {
+        "--file": options.file,
+        "--language": options.language,
+        "--truncate": options.truncate,
+        "--key-file": options.key_file,
+    }
+    if wrong := [name for name, value in asked.items() if value]:
+        options.misused(f"{', '.join(wrong)} is for an endpoint: `conlst serve --model LANGUAGE=DIR`, then --url")
+    return _predict_by_folder(Path(options.model), (options.premise, options.hypothesis))
+
+
+def _predict_by_folder(folder: Path, pair: tuple[str, str]) -> Result:
     from conlst.contract.artifacts import read_manifest
     from conlst.contract.labels import NAMES
 
-    folder = Path(options.model)
-    pair = (options.premise, options.hypothesis)
     manifest = read_manifest(folder)
     if manifest.kind == "onnx":
         from conlst.runtime.onnx import Predictor
@@ -160,6 +185,32 @@ def predict(options: argparse.Namespace) -> Result:
     }
 
 
+def _predict_at_endpoint(options: argparse.Namespace) -> Result:
+    from conlst.client import AsyncClient, Client
+
+    key = _read(options.key_file, "--key-file") if options.key_file else None
+    if options.file:
+        from conlst.client.bulk import default_out, predict_file
+
+        out = options.out or default_out(options.file)
+        try:
+            return predict_file(AsyncClient(options.url, key), options.file, out, options.language, options.truncate)
+        except KeyboardInterrupt:
+            # what is kept and how to go on was told
+            raise SystemExit(130) from None
+    with Client(options.url, key) as client:
+        pair = (options.premise, options.hypothesis)
+        answer = client.predict([pair], language=options.language, truncate=options.truncate)[0]
+    return {
+        "label": answer.label,
+        "probabilities": dict(answer.probabilities),
+        "language": answer.language,
+        "digest": answer.model.digest,
+        "model": answer.model.name,
+        "version": answer.model.version,
+    }
+
+
 def run(options: argparse.Namespace) -> Result:
     from pipelines.local import run_locally
 
@@ -171,6 +222,27 @@ def compile_pipeline(options: argparse.Namespace) -> Result:
 
     compile_for_cluster(_config(options), options.out, options.image, read_cluster(options.cluster))
     return {"pipeline": str(options.out), "image": options.image}
+
+
+def train_job(options: argparse.Namespace) -> Result:
+    import yaml
+
+    from pipelines.cluster import read_cluster
+    from pipelines.train_job import train_job as manifest
+
+    cluster = read_cluster(options.cluster)
+    made = manifest(
+        options.job_name,
+        _config(options),
+        options.image,
+        cluster,
+        nodes=options.nodes,
+        store=options.store,
+        data=options.data,
+        dev=options.dev,
+    )
+    options.out.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
+    return {"train_job": str(options.out), "nodes": options.nodes, "processes": options.nodes * cluster.gpus}
 
 
 def submit(options: argparse.Namespace) -> Result:
@@ -290,11 +362,11 @@ def bench(options: argparse.Namespace) -> Result:
     return result
 
 
-def _read(document: Path) -> str:
+def _read(file: Path, option: str = "--document") -> str:
     try:
-        return document.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--document {document} cannot be read: {error}") from error
+        raise ConfigError(f"{option} {file} cannot be read: {error}") from error
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -303,9 +375,15 @@ def _config(options: argparse.Namespace) -> Config:
 
 def _work(out: Path) -> Path:
     """Where a command keeps what lies between its input and its output: checked pairs, checkpoints, the calibrated model."""
-    work = out.parent / f"{out.name}.work"
+    # processes that a launcher started on one machine must not write each other's
+    work = out.parent / (f"{out.name}.work-{rank}" if (rank := _rank()) else f"{out.name}.work")
     work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def _rank() -> int:
+    """Which of the processes this is that a launcher started, if one did; the first one publishes."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _local(sources: Sequence[str], work: Path) -> list[str]:
@@ -355,6 +433,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", nargs="+", required=True, metavar="FILE", help="labelled English pairs")
     sub.add_argument("--dev", metavar="FILE", help="labelled English pairs to report accuracy on")
     sub.add_argument("--out", type=Path, required=True, help="folder of the model")
+    sub.add_argument("--store", metavar="S3-PREFIX", help="publish the model there too; its address is printed")
 
     sub = command("adapt", adapt, "stages 1 and 2: calibrate and self-train on unlabelled pairs of a language")
     sub.add_argument("--source-model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
@@ -402,6 +481,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("compile", compile_pipeline, "compile the pipeline for Kubeflow Pipelines")
     sub.add_argument("--out", type=Path, default=Path("pipeline.yaml"))
     _placed(sub)
+
+    sub = command("train-job", train_job, "write a TrainJob of Kubeflow Trainer that makes a source model on several nodes")
+    sub.add_argument("--job-name", default="conlst-source", metavar="NAME")
+    sub.add_argument("--nodes", type=int, default=2, metavar="N")
+    sub.add_argument("--data", nargs="+", required=True, metavar="S3", help="labelled English pairs")
+    sub.add_argument("--dev", metavar="S3", help="labelled English pairs to report accuracy on")
+    sub.add_argument("--out", type=Path, default=Path("train-job.yaml"))
+    _compiled_from(sub)
 
     sub = command("submit", submit, "compile the pipeline and start a run on Kubeflow Pipelines")
     sub.add_argument("--run-name", metavar="NAME", help="default: the configuration's name and its languages")
@@ -455,11 +542,29 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--host", default="127.0.0.1")
     sub.add_argument("--port", type=int, default=3000)
 
-    sub = commands.add_parser("predict", help="answer one pair with a model folder", allow_abbrev=False)
-    sub.set_defaults(command=predict)
-    sub.add_argument("--model", required=True, metavar="DIR", help="an exported or a trained model folder")
-    sub.add_argument("--premise", required=True)
-    sub.add_argument("--hypothesis", required=True)
+    sub = commands.add_parser(
+        "predict",
+        help="answer a pair with a model folder, or pairs and files of them with an endpoint",
+        description="Answer one pair with a model folder, or one pair or a file of any size with an endpoint. A file's answers "
+        "come in its order, a row each; a pair that cannot be answered says why in the column error. A run that was interrupted "
+        "goes on where it stopped when it is started again. The API key is that of --key-file, or of the variable CONLST_API_KEY",
+        allow_abbrev=False,
+    )
+    sub.set_defaults(command=predict, misused=sub.error)
+    who = sub.add_mutually_exclusive_group(required=True)
+    who.add_argument("--model", metavar="DIR", help="an exported or a trained model folder")
+    who.add_argument("--url", help="an endpoint, for example http://localhost:3000")
+    sub.add_argument("--premise")
+    sub.add_argument("--hypothesis")
+    sub.add_argument(
+        "--file", type=Path, metavar="FILE", help=".tsv[.gz] or .jsonl[.gz] with premise and hypothesis, as columns or keys"
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE", help="answers as .tsv or .jsonl; default: beside FILE, NAME.predictions.tsv or .jsonl"
+    )
+    sub.add_argument("--language", help="of the pairs; default: the endpoint detects it")
+    sub.add_argument("--truncate", action="store_true", help="cut pairs that are too long for the model instead of refusing them")
+    sub.add_argument("--key-file", type=Path, metavar="FILE", help="holds the API key")
     return parser
 
 

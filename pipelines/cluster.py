@@ -1,8 +1,9 @@
 """Everything that a pod needs from the cluster, in one place: :class:`Cluster`, whose defaults suit a pool of NVIDIA GPUs."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from kfp import compiler, dsl, kubernetes
@@ -14,7 +15,7 @@ from pipelines.adaptation import Placement, adaptation
 
 _DIGEST = re.compile(r"[\w./:-]+@sha256:[0-9a-f]{64}")
 # as the Dockerfile has it
-_USER = 10001
+USER = 10001
 
 
 class Toleration(Section):
@@ -86,14 +87,23 @@ def read_cluster(path: Path | None) -> Cluster:
         raise ConfigError(f"--cluster {path}: {problems}") from None
 
 
+def check_image(image: str) -> None:
+    """Refuse an image without a digest.
+
+    Raises:
+        ConfigError: a tag that is pushed again changes what a cached or retried task runs.
+    """
+    if not _DIGEST.fullmatch(image):
+        raise ConfigError(f"--image {image!r} must name a digest: registry/name@sha256:<64 hex digits>")
+
+
 def on_cluster(image: str, cluster: Cluster) -> Placement:
     """Training on GPU nodes, the rest on any; every task from one image named by digest.
 
     Raises:
-        ConfigError: if the image has no digest: a tag that is pushed again changes what a cached or retried task runs.
+        ConfigError: if the image has no digest.
     """
-    if not _DIGEST.fullmatch(image):
-        raise ConfigError(f"--image {image!r} must name a digest: registry/name@sha256:<64 hex digits>")
+    check_image(image)
 
     def pod(task: dsl.PipelineTask, needs: Resources) -> dsl.PipelineTask:
         task.set_container_image(image)
@@ -103,7 +113,7 @@ def on_cluster(image: str, cluster: Cluster) -> Placement:
         task.set_env_variable("HF_HUB_DISABLE_TELEMETRY", "1")
         task.set_env_variable("TOKENIZERS_PARALLELISM", "false")
         kubernetes.set_timeout(task, cluster.hours * 3600)
-        kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
+        kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
         if cluster.image_pull_secret:
             kubernetes.set_image_pull_secrets(task, [cluster.image_pull_secret])
         _settings(task, cluster)
@@ -120,18 +130,37 @@ def on_cluster(image: str, cluster: Cluster) -> Placement:
     return Placement(train, lambda task: pod(task, cluster.serve), at_once=cluster.at_once)
 
 
-def _settings(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    """Addresses from the config map, keys from secrets: by reference, never as a value."""
-    for names, optional in ((("MLFLOW_TRACKING_URI",), False), (("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"), True)):
-        kubernetes.use_config_map_as_env(
-            task, config_map_name=cluster.config_map, config_map_key_to_env={name: name for name in names}, optional=optional
-        )
-    secrets = {
+_ADDRESSES = (("MLFLOW_TRACKING_URI",), ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"))
+
+
+def _secrets(cluster: Cluster) -> dict[str, tuple[str, str]]:
+    return {
         cluster.s3_secret: ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
         cluster.mlflow_secret: ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     }
-    for secret, names in secrets.items():
+
+
+def _settings(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    """Addresses from the config map, keys from secrets: by reference, never as a value."""
+    for names, optional in zip(_ADDRESSES, (False, True), strict=True):
+        kubernetes.use_config_map_as_env(
+            task, config_map_name=cluster.config_map, config_map_key_to_env={name: name for name in names}, optional=optional
+        )
+    for secret, names in _secrets(cluster).items():
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={name: name for name in names}, optional=True)
+
+
+def environment(cluster: Cluster) -> list[dict[str, Any]]:
+    """The same as a list of Kubernetes' ``env``, for pods that no pipeline makes."""
+
+    def of(kind: str, place: str, names: Iterable[str], optional: bool) -> list[dict[str, Any]]:
+        return [{"name": name, "valueFrom": {kind: {"name": place, "key": name, "optional": optional}}} for name in names]
+
+    found = [*of("configMapKeyRef", cluster.config_map, _ADDRESSES[0], False)]
+    found += of("configMapKeyRef", cluster.config_map, _ADDRESSES[1], True)
+    for secret, names in _secrets(cluster).items():
+        found += of("secretKeyRef", secret, names, True)
+    return found
 
 
 def compile_for_cluster(config: Config, out: Path, image: str, cluster: Cluster | None = None) -> None:

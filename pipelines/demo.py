@@ -38,7 +38,7 @@ QUESTIONS = {
     ],
 }
 TASKS_A_LANGUAGE = 10
-TASKS_ONCE = 4
+TASKS_ONCE = 6
 FINISHED = re.compile(r"Task \S*'([\w-]+)'\S* finished with status \S*(SUCCESS|FAILURE)")
 
 console = Console(highlight=False)

@@ -345,6 +345,10 @@ def test_champions_are_resolved_for_serving(client, register):
     assert list(registry.resolve_champions(["sw"])) == ["sw"]
     with pytest.raises(RegistryError, match="no champion for ur, tr"):
         registry.resolve_champions(["sw", "ur", "tr"])
+    client.set_model_version_tag("nli-fr", "1", "metrics", "[0.9]")
+    champions = registry.resolve_champions()
+    assert champions["sw"].version == 1
+    assert "metrics tag of version 1 of nli-fr" in str(champions["fr"])
 
 
 def test_without_an_address_the_variable_is_named(monkeypatch):

@@ -458,24 +458,20 @@ def config_from_json(text: str) -> Config:
 def load_config(name_or_path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML profile by path, or by the name of one in ``configs/``, and apply ``section.key=value`` overrides.
 
+    Args:
+        name_or_path: or the configuration itself, as :meth:`Config.to_json` writes it: a pod has no files of those who start it.
+
     Raises:
         ConfigError: if the profile is not found, does not validate, or an override is not of that form.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = profiles_folder() / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(profile_names())
-        raise ConfigError(f"no configuration {str(name_or_path)!r}: give a .yaml file or one of {known}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must be a mapping of sections")
+    if isinstance(name_or_path, str) and name_or_path.startswith("{"):
+        config = config_from_json(name_or_path)
+        raw, name = config.to_dict(), config.name
+    else:
+        raw, name = _profile(name_or_path)
     for override in overrides:
         _apply(raw, override)
-    return config_from_dict(raw, str(path))
+    return config_from_dict(raw, name)
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
@@ -501,6 +497,23 @@ def profile_names() -> list[str]:
 def profiles_folder() -> Path:
     """The folder of shipped profiles."""
     return Path(__file__).parents[1] / "configs"
+
+
+def _profile(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
+    """What a YAML profile says, and where it was found."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = profiles_folder() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(profile_names())
+        raise ConfigError(f"no configuration {str(name_or_path)!r}: give a .yaml file or one of {known}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must be a mapping of sections")
+    return raw, str(path)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -171,19 +171,29 @@ def history(language: str) -> list[ledger.Entry]:
         return ledger.history(store, language)
 
 
-def resolve_champions(languages: Iterable[str] | None = None) -> dict[str, Version]:
+def resolve_champions(languages: Iterable[str] | None = None) -> dict[str, Version | RegistryError]:
     """The champions to serve, by language: of these languages, or of all that have one.
 
+    One whose version cannot be used (never registered by conlst, not ready, gone) is its error, so that it does not keep the other
+    languages from theirs.
+
     Raises:
-        RegistryError: naming the asked-for languages that have no champion.
+        RegistryError: naming the asked-for languages that have no champion, or if the registry cannot be asked.
     """
     with _client() as client:
         wanted = _registered_languages(client) if languages is None else list(languages)
-        found = {language: _aliased(client, _name(language), CHAMPION) for language in wanted}
+        found = {language: _usable(client, language) for language in wanted}
     missing = [language for language, version in found.items() if version is None]
     if missing and languages is not None:
         raise RegistryError(f"no champion for {', '.join(missing)}; promote a version or do not ask for these languages")
     return {language: version for language, version in found.items() if version is not None}
+
+
+def _usable(client: MlflowClient, language: str) -> Version | RegistryError | None:
+    try:
+        return _aliased(client, _name(language), CHAMPION)
+    except RegistryError as error:
+        return error
 
 
 def _incomparable(candidate: Version, champion: Version | None, gate: Gate) -> Decision | None:

@@ -1,0 +1,89 @@
+"""Stage 0 on several nodes: a TrainJob of Kubeflow Trainer 2, whose runtime ``torch-distributed`` gives torchrun its place.
+
+The pipeline trains in one pod; a source model that wants more is made beside it and handed over by its address in S3
+(``source_model`` of the configuration). Every pod has the code from the image and the pairs from S3, the first one publishes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from conlst.contract.config import Config
+from conlst.contract.errors import ConfigError
+from pipelines.cluster import USER, Cluster, check_image, environment
+
+RUNTIME = "torch-distributed"
+# names in that runtime: the replicated job, and the container in it
+_NODE = "node"
+_SCRATCH = "/scratch"
+
+
+def train_job(
+    name: str, config: Config, image: str, cluster: Cluster, *, nodes: int, store: str, data: Sequence[str], dev: str | None
+) -> Mapping[str, Any]:
+    """The manifest, ready for YAML.
+
+    Args:
+        config: goes along as JSON, as it does with the pipeline.
+        nodes: pods of ``cluster.gpus`` GPUs each; a process a GPU.
+        store: s3://bucket/prefix that the model is published to.
+        data: s3:// addresses of labelled English pairs.
+
+    Raises:
+        ConfigError: if the image has no digest, or a pod could not read ``data``.
+    """
+    check_image(image)
+    for place in (*data, *([dev] if dev else [])):
+        if "://" not in place:
+            raise ConfigError(
+                f"--data {place} is a file of this machine, which pods do not see; put it into S3 and name it s3://…"
+            )
+    # Kubernetes expands $(NAME) in arguments, and $$ writes a dollar
+    given = config.to_json().replace("$(", "$$(")
+    arguments = ["--no-python", "conlst", "train-source", "--config", given, "--data", *data, *(["--dev", dev] if dev else [])]
+    arguments += ["--out", f"{_SCRATCH}/source", "--store", store]
+    resources = {
+        "requests": {"cpu": cluster.train.cpu_request, "memory": cluster.train.memory_request},
+        "limits": {"cpu": cluster.train.cpu_limit, "memory": cluster.train.memory_limit, cluster.gpu: str(cluster.gpus)},
+    }
+    return {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "conlst"}},
+        "spec": {
+            "runtimeRef": {"name": RUNTIME},
+            "activeDeadlineSeconds": cluster.hours * 3600,
+            "trainer": {
+                "image": image,
+                "command": ["torchrun"],
+                "args": arguments,
+                "numNodes": nodes,
+                "numProcPerNode": cluster.gpus,
+                "resourcesPerNode": resources,
+                "env": environment(cluster),
+            },
+            "runtimePatches": [{"manager": "conlst", "trainingRuntimeSpec": {"template": {"spec": _patch(cluster)}}}],
+        },
+    }
+
+
+def _patch(cluster: Cluster) -> Mapping[str, Any]:
+    pod: dict[str, Any] = {
+        "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER},
+        "tolerations": [taint.model_dump(exclude_none=True) for taint in cluster.gpu_tolerations],
+        "volumes": [
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm}},
+            {"name": "scratch", "emptyDir": {}},
+        ],
+        "containers": [
+            {
+                "name": _NODE,
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "scratch", "mountPath": _SCRATCH}],
+            }
+        ],
+    }
+    if cluster.gpu_node_selector:
+        pod["nodeSelector"] = dict(cluster.gpu_node_selector)
+    if cluster.image_pull_secret:
+        pod["imagePullSecrets"] = [{"name": cluster.image_pull_secret}]
+    return {"replicatedJobs": [{"name": _NODE, "template": {"spec": {"template": {"spec": pod}}}}]}

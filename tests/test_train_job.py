@@ -1,0 +1,104 @@
+"""The TrainJob: its shape by Kubeflow Trainer's own models, and its very command in processes that torchrun starts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+
+from conlst.contract.artifacts import verify
+from conlst.contract.config import config_from_dict, load_config, with_settings
+from conlst.contract.errors import ConfigError
+from conlst.platform import objects
+from pipelines.cluster import Cluster
+from pipelines.local_services import S3Service
+from pipelines.train_job import train_job
+from tiny import tiny_backbone, tiny_config, tiny_pairs, write_tsv
+
+IMAGE = "registry/conlst-train@sha256:" + "0" * 64
+CLUSTER = Cluster(gpus=2, gpu_node_selector={"pool": "training"}, image_pull_secret="our-registry")
+
+
+def made(**changes: Any) -> dict[str, Any]:
+    given = {"nodes": 3, "store": "s3://bucket/models", "data": ["s3://bucket/en.tsv"], "dev": "s3://bucket/dev.tsv"} | changes
+    image = given.pop("image", IMAGE)
+    return dict(train_job("source", load_config("xnli-mbert"), image, CLUSTER, **given))
+
+
+def test_kubeflow_trainer_knows_every_field() -> None:
+    job = made()
+    assert TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job
+
+
+def test_every_gpu_of_every_node_has_a_process() -> None:
+    trainer = made()["spec"]["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 2)
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "2"
+    assert trainer["image"] == IMAGE
+
+
+def test_the_pods_are_placed_and_confined_like_those_of_the_pipeline() -> None:
+    (patch,) = made()["spec"]["runtimePatches"]
+    (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert (pod["nodeSelector"], pod["imagePullSecrets"]) == ({"pool": "training"}, [{"name": "our-registry"}])
+    assert [taint["key"] for taint in pod["tolerations"]] == ["nvidia.com/gpu"]
+    (container,) = pod["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/dev/shm", "/scratch"}
+
+
+def test_keys_come_by_reference_only() -> None:
+    environment = made()["spec"]["trainer"]["env"]
+    assert {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"} <= {entry["name"] for entry in environment}
+    assert all(entry.keys() == {"name", "valueFrom"} for entry in environment)
+
+
+def test_what_pods_cannot_read_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"en\.tsv is a file of this machine"):
+        made(data=["en.tsv"])
+    with pytest.raises(ConfigError, match=r"dev\.tsv is a file of this machine"):
+        made(dev="dev.tsv")
+    with pytest.raises(ConfigError, match="must name a digest"):
+        made(image="registry/conlst-train:latest")
+
+
+def test_a_dollar_in_the_configuration_is_not_expanded_by_kubernetes() -> None:
+    config = with_settings(load_config("demo"), {"data.tests": "s3://bucket/$(HOME).tsv"})
+    arguments = train_job("s", config, IMAGE, CLUSTER, nodes=1, store="s3://b/m", data=["s3://b/x.tsv"], dev=None)
+    given = arguments["spec"]["trainer"]["args"]
+    given = given[given.index("--config") + 1]
+    assert "$$(HOME)" in given
+    assert json.loads(given.replace("$$(", "$(")) == json.loads(config.to_json())
+
+
+@pytest.mark.slow
+def test_its_command_trains_one_model_in_two_processes_and_publishes_it(tmp_path: Path, s3: S3Service) -> None:
+    data = {}
+    for name, seed, count in (("en", 1, 120), ("dev", 2, 30)):
+        data[name] = f"s3://{s3.bucket}/train-job/{name}.tsv"
+        objects.push_file(write_tsv(tmp_path / f"{name}.tsv", tiny_pairs(count, seed)), data[name])
+    config = config_from_dict(tiny_config(tiny_backbone(tmp_path / "backbone")))
+    store = f"s3://{s3.bucket}/train-job/models"
+    job = train_job("source", config, IMAGE, CLUSTER, nodes=1, store=store, data=[data["en"]], dev=data["dev"])
+    written = tmp_path / "job.yaml"
+    written.write_text(yaml.safe_dump(job))
+
+    arguments = yaml.safe_load(written.read_text())["spec"]["trainer"]["args"]
+    # the folder that the pod mounts is this test's here, and the entry point is that of this environment
+    arguments = [argument.replace("/scratch", str(tmp_path)) for argument in arguments]
+    arguments[arguments.index("conlst")] = str(Path(sys.executable).parent / "conlst")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, check=False, timeout=600)
+
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line for line in told if "process" in line] == [{"process": 1}]
+    (model,) = [line for line in told if "address" in line]
+    folder = Path(objects.localize(model["address"], tmp_path / "fetched"))
+    assert verify(folder, "model").digest == model["digest"]
