@@ -122,6 +122,18 @@ def export(options: argparse.Namespace) -> Result:
     return {"model": str(options.out), "language": language, "parity": difference}
 
 
+def trim(options: argparse.Namespace) -> Result:
+    from conlst.data.sources import read_rows
+    from conlst.stages.trim import alphabet_of, trim_vocabulary
+
+    sources = _local(options.texts, _work(options.out))
+    # rows of every language count, so no language is asked for
+    texts = (str(row.get(part, "")) for source in sources for row in read_rows(source, "") for part in ("premise", "hypothesis"))
+    alphabet = alphabet_of(options.models, texts)
+    trimmed = {folder.name: vars(trim_vocabulary(folder, alphabet, options.out / folder.name)) for folder in options.models}
+    return {"models": str(options.out), "trimmed": trimmed}
+
+
 def compact(options: argparse.Namespace) -> Result:
     from conlst.contract.artifacts import publish, read_manifest
     from conlst.contract.config import config_from_dict
@@ -455,6 +467,12 @@ def _parser() -> argparse.ArgumentParser:
         "--data", metavar="FILE", help="pairs to compare on (default: the sample of the model's language, or of English)"
     )
     sub.add_argument("--out", type=Path, required=True, help="folder to serve")
+
+    sub = commands.add_parser("trim", help="cut exported models' vocabulary to what served text uses; its answers stay the same")
+    sub.set_defaults(command=trim)
+    sub.add_argument("--models", nargs="+", type=Path, required=True, metavar="DIR", help="folders that `conlst export` made")
+    sub.add_argument("--texts", nargs="+", required=True, metavar="FILE", help="pairs that show every character to be known")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the trimmed folders, each by its old name")
 
     sub = commands.add_parser("compact", help="keep a source model as low-rank differences from its backbone, to ship it")
     sub.set_defaults(command=compact)

@@ -22,7 +22,7 @@ from conlst.model.starter import load_starter
 from tiny import WORDS, tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
 COMMANDS = [
-    *("run", "train-source", "adapt", "evaluate", "export", "compile"),
+    *("run", "train-source", "adapt", "evaluate", "export", "trim", "compile", "train-job"),
     *("promote", "rollback", "history", "serve", "predict", "compact", "bench"),
 ]
 WEIGHTS = "weights.safetensors"
@@ -207,6 +207,12 @@ def test_export_publishes_a_folder_to_serve(user: Path, exported: dict[str, Any]
     assert exported == {"model": str(user / "served" / "sw"), "language": "sw", "parity": exported["parity"]}
     assert 0 <= exported["parity"] <= 1e-4
     assert verify(Path(exported["model"]), "onnx").meta["language"] == "sw"
+
+
+def test_trim_takes_no_tokenizer_of_another_kind(exported: dict[str, Any], tmp_path: Path) -> None:
+    ended = conlst("trim", "--models", exported["model"], "--texts", "sample:sw", "--out", tmp_path / "small")
+    assert ended.complaint.startswith("conlst trim: ")
+    assert "no Unigram tokenizer" in ended.complaint
 
 
 def test_predict_answers_alike_from_both_kinds_of_folder(adapted: dict[str, Any], exported: dict[str, Any]) -> None:

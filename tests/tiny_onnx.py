@@ -71,7 +71,7 @@ def tiny_onnx_folder(
     table, classifier = tiny_weights(seed)
     logits = slow_logits(golden, seed, max_length) + golden_offset if golden else []
     with publish(path, kind="onnx", meta={"language": language}) as staging:
-        (staging / "model.onnx").write_bytes(_graph(table, classifier, external).SerializeToString())
+        (staging / "model.onnx").write_bytes(embedding_graph(table, classifier, external).SerializeToString())
         (staging / "embeddings.bin").write_bytes(table.tobytes())
         tiny_tokenizer().save(str(staging / "tokenizer.json"))
         config = {
@@ -90,7 +90,8 @@ def tiny_onnx_folder(
     return path
 
 
-def _graph(table: NDArray[np.float32], classifier: NDArray[np.float32], external: str) -> onnx.ModelProto:
+def embedding_graph(table: NDArray[np.float32], classifier: NDArray[np.float32], external: str) -> onnx.ModelProto:
+    """The mean embedding of a pair's tokens times the classifier, its table in a file beside it."""
     embeddings = TensorProto(name="embeddings", data_type=TensorProto.FLOAT, dims=table.shape, data_location=TensorProto.EXTERNAL)
     embeddings.external_data.add(key="location", value=external)
     nodes = [
