@@ -3,9 +3,16 @@
 import argparse
 import os
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
+from serving.keys import CHOOSE
+
 GRACE_SECONDS = 30
+"""From the signal to end until the process has: requests that are running first, then feedback that waits."""
+_REQUEST_SECONDS = GRACE_SECONDS - 10
+# longer than load balancers keep theirs (60 s mostly): a connection must not be closed while a request is on its way
+_KEEP_ALIVE_SECONDS = 75
 
 
 def command(host: str, port: int) -> list[str]:
@@ -19,7 +26,8 @@ def command(host: str, port: int) -> list[str]:
         *("--host", host, "--port", str(port)),
         # wherever it is started, this very package is served
         *("--working-dir", str(Path(__file__).resolve().parents[1])),
-        *("--timeout-graceful-shutdown", str(GRACE_SECONDS)),
+        *("--timeout-keep-alive", str(_KEEP_ALIVE_SECONDS)),
+        *("--timeout-graceful-shutdown", str(_REQUEST_SECONDS)),
     ]
 
 
@@ -28,6 +36,14 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="IP address to listen on")
     parser.add_argument("--port", type=int, default=3000)
     arguments = parser.parse_args()
+    try:
+        address = ip_address(arguments.host)
+    except ValueError:
+        parser.error(f"--host is {arguments.host!r}, expected an IP address")
+    if not os.environ.get("CONLST_AUTH", "").strip():
+        if not address.is_loopback:
+            parser.error(f"{address} can be reached by others; {CHOOSE}")
+        os.environ["CONLST_AUTH"] = "none"
     # BentoML reads this before it imports the service, and accepts no other spelling of yes
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     # replaces this process, so that a signal reaches BentoML itself

@@ -1,6 +1,7 @@
 """Errors that the client sees: ``{"error": {"type", "message"}}`` with the right status, never a user's text."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -31,3 +32,21 @@ class ApiError(Exception):
         if self.index is not None:
             error["index"] = self.index
         return {"error": error}
+
+
+@dataclass
+class Problems:
+    """What is wrong with single pairs or texts of a request, by index: collected if a partial answer will do, else raised."""
+
+    partial: bool = False
+    found: dict[int, ApiError] = field(default_factory=dict)
+
+    def add(self, problems: Mapping[int, ApiError]) -> None:
+        """Note problems; the first one of an index stays.
+
+        Raises:
+            ApiError: the problem of the lowest index, unless a partial answer will do.
+        """
+        if problems and not self.partial:
+            raise problems[min(problems)]
+        self.found = {**problems, **self.found}

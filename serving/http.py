@@ -4,57 +4,80 @@ BentoML's own typed inputs are not used: they parse a body of any size, answer a
 one bad item of a batch fail its neighbours.
 """
 
+import asyncio
 import json
-import logging
-import re
 import time
-import uuid
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from conlst.contract.labels import NAMES
+from serving.answers import Answers, name_of
+from serving.choice import Chooser
+from serving.detection import Detector
+from serving.drift import Drift
 from serving.errors import ApiError
-from serving.lane import Lane
+from serving.feedback import Feedback
+from serving.keys import open_keys
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.models import Catalogue, Served
+from serving.middleware import BodyLimit, Observed
+from serving.models import Catalogue, Refusal, Served
 from serving.openapi import openapi_document
-from serving.page import HEADERS, render_page
-from serving.question import Question, read_question
-from serving.schema import Answer, Limits, ModelName, Prediction, ServedModel
+from serving.page import ui_routes
+from serving.scheduler import Scheduler
 from serving.schema import Catalogue as CatalogueAnswer
+from serving.schema import Gate, Limits, RefusedModel, ServedModel
 from serving.settings import Settings
+from serving.watch import Watcher
 
-log = logging.getLogger(__name__)
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KINDS = {404: "not_found", 405: "method_not_allowed"}
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-def create_app(settings: Settings, catalogue: Catalogue, lane: Lane) -> ASGIApp:
-    """The whole application around a catalogue that may still be loading."""
-    metrics = Metrics(lane)
-    api = _Api(settings, catalogue, lane, metrics)
+
+@dataclass(frozen=True)
+class Parts:
+    """What the application is made of."""
+
+    settings: Settings
+    catalogue: Catalogue
+    scheduler: Scheduler
+    detector: Detector
+    feedback: Feedback
+    drift: Drift
+    watcher: Watcher
+
+
+def create_app(parts: Parts) -> ASGIApp:
+    """The whole application around a catalogue that may still be loading.
+
+    Raises:
+        ConfigError: if it was not chosen who may ask, or the keys cannot be read.
+    """
+    metrics = Metrics(parts.scheduler, parts.catalogue, parts.feedback, parts.drift, parts.watcher)
+    api = _Api(parts, metrics)
     routes = [
-        Route("/predict", api.predict, methods=["POST"]),
-        Route("/models", api.models),
+        Route("/predict", api.guarded(api.predict), methods=["POST"]),
+        Route("/zero-shot", api.guarded(api.zero_shot), methods=["POST"]),
+        Route("/models", api.guarded(api.models)),
+        Route("/drift", api.guarded(api.drift)),
         Route("/metrics", api.metrics),
         Route("/openapi.json", api.openapi),
         Route("/docs.json", api.openapi),
-        Route("/", api.page),
+        *ui_routes(),
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_BodyLimit, limit=settings.max_body_bytes)],
+        middleware=[Middleware(BodyLimit, limit=parts.settings.max_body_bytes)],
         exception_handlers={
             ApiError: _api_error,
             HTTPException: _http_error,
@@ -62,77 +85,125 @@ def create_app(settings: Settings, catalogue: Catalogue, lane: Lane) -> ASGIApp:
             Exception: _internal_error,
         },
     )
-    return _Observed(app, metrics, {route.path for route in routes})
-
-
-def answer(served: Served, question: Question) -> Answer:
-    """Compute a question's predictions.
-
-    Raises:
-        ApiError: 422 naming the first pair that is too long for the model, unless truncation was asked for.
-    """
-    predictor = served.predictor
-    encoded = predictor.encode(question.pairs)
-    long = encoded.lengths > predictor.max_length
-    if long.any() and not question.truncate:
-        index = int(long.argmax())
-        message = (
-            f"pair {index} has {encoded.lengths[index]} tokens, the model reads {predictor.max_length}: shorten it, or send "
-            '"truncate": true'
-        )
-        raise ApiError(422, "too_long", message, index=index)
-    probabilities = predictor.probabilities(predictor.logits_of(encoded))
-    predictions = [
-        Prediction(label=NAMES[int(row.argmax())], probabilities=dict(zip(NAMES, row.tolist(), strict=True)), truncated=bool(cut))
-        for row, cut in zip(probabilities, long, strict=True)
-    ]
-    return Answer(predictions=predictions, language=question.language, model=_name(served))
+    return Observed(app, metrics, {route.path for route in routes})
 
 
 class _Api:
-    def __init__(self, settings: Settings, catalogue: Catalogue, lane: Lane, metrics: Metrics) -> None:
-        self._settings = settings
-        self._catalogue = catalogue
-        self._lane = lane
+    def __init__(self, parts: Parts, metrics: Metrics) -> None:
+        self._settings = parts.settings
+        self._catalogue = parts.catalogue
+        self._drift = parts.drift
         self._metrics = metrics
+        self._keys = open_keys(parts.settings)
+        chooser = Chooser(parts.settings, parts.catalogue, parts.detector)
+        self._answers = Answers(parts.settings, parts.scheduler, chooser, parts.feedback, parts.drift, metrics)
+        self._openapi = json.dumps(openapi_document())
+
+    def guarded(self, endpoint: Endpoint) -> Endpoint:
+        """An endpoint that needs a key, if any does."""
+        keys = self._keys
+        if keys is None:
+            return endpoint
+
+        async def with_key(request: Request) -> Response:
+            keys.admit(request.headers.get("authorization", ""))
+            return await endpoint(request)
+
+        return with_key
 
     async def predict(self, request: Request) -> Response:
-        _check_content_type(request.headers)
-        question = read_question(await request.body(), self._settings)
-        served = self._catalogue.model_for(question.language)
-        result = await self._lane.run(partial(answer, served, question))
-        for prediction in result.predictions:
-            self._metrics.predictions.labels(result.language, prediction.label).inc()
-        return _json(result.model_dump())
+        return await self._answer(request, self._answers.predict)
+
+    async def zero_shot(self, request: Request) -> Response:
+        return await self._answer(request, self._answers.zero_shot)
 
     async def models(self, _: Request) -> Response:
-        return _json(self._describe().model_dump())
-
-    async def metrics(self, _: Request) -> Response:
-        return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
-
-    async def openapi(self, _: Request) -> Response:
-        return _json(openapi_document())
-
-    async def page(self, _: Request) -> Response:
-        return HTMLResponse(render_page(self._describe()), headers=HEADERS)
-
-    def _describe(self) -> CatalogueAnswer:
-        models = [
-            ServedModel(language=served.source.language, max_tokens=served.predictor.max_length, **_name(served).model_dump())
-            for served in self._catalogue.all()
-        ]
+        refused = {language: _refused(refusal) for language, refusal in self._catalogue.refusals.items()}
+        problem = self._catalogue.problem
         limits = Limits(
             pairs=self._settings.max_pairs,
             characters=self._settings.max_characters,
             body_bytes=self._settings.max_body_bytes,
         )
-        problem = self._catalogue.problem
-        return CatalogueAnswer(ready=problem is None, reason=problem, models=models, limits=limits)
+        return _answer(
+            CatalogueAnswer(
+                ready=problem is None,
+                reason=problem,
+                fallback=self._settings.fallback or None,
+                models=[_described(served, refused.get(served.source.language)) for served in self._catalogue.all()],
+                refused=refused,
+                limits=limits,
+            )
+        )
+
+    async def drift(self, _: Request) -> Response:
+        return _json(self._drift.report())
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def openapi(self, _: Request) -> Response:
+        return Response(self._openapi, media_type="application/json")
+
+    async def _answer(self, request: Request, answer: Callable[[bytes, float], Coroutine[Any, Any, Response]]) -> Response:
+        _check_content_type(request.headers)
+        patience = _patience(request.headers, self._settings.deadline_seconds)
+        deadline = time.monotonic() + patience
+        try:
+            # around the body too, which a client may send as slowly as it likes
+            async with asyncio.timeout(patience):
+                return await _unless_left(request, answer(await request.body(), deadline))
+        except TimeoutError:
+            message = f"no answer within {patience:g} s; try again, or send fewer pairs"
+            # what is left of a body is not waited for
+            raise ApiError(504, "deadline", message, headers={"Connection": "close"}) from None
 
 
-def _name(served: Served) -> ModelName:
-    return ModelName(name=served.source.name, version=served.source.version, digest=served.predictor.digest)
+def _patience(headers: Headers, most: float) -> float:
+    """Seconds that an answer may take: the server's, or less if the client says so."""
+    own = headers.get("x-deadline-ms")
+    if own is None:
+        return most
+    if not (own.isascii() and own.isdigit() and int(own[:20]) > 0):
+        raise ApiError(400, "invalid_request", "X-Deadline-Ms is not a whole number of milliseconds from 1")
+    return min(most, int(own[:20]) / 1000)
+
+
+async def _unless_left(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+    """Gives an answer up when its client has gone: under load, it would only keep others waiting."""
+    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        # nobody reads this; the number is what other servers log then
+        raise ApiError(499, "client_left", "the client left before the answer")
+    finally:
+        answering.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _described(served: Served, refused: RefusedModel | None) -> ServedModel:
+    predictor, gate = served.predictor, served.source.gate
+    return ServedModel(
+        **name_of(served).model_dump(),
+        language=served.source.language,
+        max_tokens=predictor.max_length,
+        temperature=predictor.temperature,
+        loaded_at=served.loaded_at,
+        gate=None if gate is None else Gate(**gate),
+        card=predictor.card,
+        refused=refused,
+    )
+
+
+def _refused(refusal: Refusal) -> RefusedModel:
+    return RefusedModel(version=refusal.version, digest=refusal.digest, reason=refusal.reason, since=refusal.since)
 
 
 def _check_content_type(headers: Headers) -> None:
@@ -141,6 +212,10 @@ def _check_content_type(headers: Headers) -> None:
         raise ApiError(415, "unsupported_media_type", "send the question as content-type application/json")
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "unsupported_media_type", "send the question without a content-encoding")
+
+
+def _answer(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -166,71 +241,3 @@ async def _disconnect(_: Request, error: Exception) -> Response:  # noqa: ARG001
 
 async def _internal_error(_: Request, error: Exception) -> Response:  # noqa: ARG001
     return _json(ApiError(500, "internal", "the server failed; its log has the reason under this X-Request-ID").body(), 500)
-
-
-class _BodyLimit:
-    """Refuses a body that is too large while it arrives, so that it is never held in memory, with a length announced or not."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "")
-        too_large = announced.isdigit() and int(announced) > self._limit
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if too_large or seen > self._limit:
-                # closing tells the client to stop sending what is left
-                raise ApiError(
-                    413, "too_large", f"the body is over {self._limit} bytes; send fewer pairs", headers={"Connection": "close"}
-                )
-            return message
-
-        await self._app(scope, counted, send)
-
-
-class _Observed:
-    """Gives every request its id and counts, logs and times its answer. What was asked is never logged."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: set[str]) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        own = Headers(scope=scope).get("x-request-id", "")
-        request_id = own if _REQUEST_ID.fullmatch(own) else uuid.uuid4().hex
-        route = scope["path"] if scope["path"] in self._routes else "other"
-        begin = time.perf_counter()
-        status = 0
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-            await send(message)
-
-        try:
-            await self._app(scope, receive, observed)
-        except Exception:
-            # Starlette has answered with 500 and raises once more for the server to log, which does not know the id
-            log.exception("%s %s failed", request_id, route)
-            status = status or 500
-        seconds = time.perf_counter() - begin
-        self._metrics.requests.labels(route, status).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
-        log.info("%s %s %d %.1f ms", request_id, route, status, seconds * 1000)

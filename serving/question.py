@@ -1,20 +1,51 @@
-"""From the bytes of a request to pairs that are safe to compute, or the error that says what is wrong with them."""
+"""From the bytes of a request to texts that are safe to compute, or the error that says what is wrong with them."""
 
 import json
+import unicodedata
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from serving.errors import ApiError
-from serving.schema import ManyPairs, OnePair
+from serving.errors import ApiError, Problems
+from serving.schema import ManyPairs, ManyTexts, OnePair, OneText
 from serving.settings import Settings
+from serving.zero_shot import hypotheses
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Question:
+    """What was asked of POST /predict.
+
+    Attributes:
+        problems: of pairs that cannot be computed.
+        language: ``None`` if it is to be detected.
+    """
+
     pairs: list[tuple[str, str]]
-    language: str
+    problems: Problems
+    language: str | None
+    truncate: bool
+    logits: bool
+    feedback: bool
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """What was asked of POST /zero-shot.
+
+    Attributes:
+        hypotheses: one for each label.
+        language: ``None`` if it is to be detected.
+    """
+
+    texts: list[str]
+    labels: list[str]
+    hypotheses: list[str]
+    multi_label: bool
+    language: str | None
     truncate: bool
 
 
@@ -22,23 +53,59 @@ def read_question(body: bytes, settings: Settings) -> Question:
     """Parse and check a request for predictions.
 
     Raises:
-        ApiError: 400 if it is no JSON or of another shape, 413 for too many pairs, 422 for a text that cannot be answered.
+        ApiError: 400 if it is no JSON or of another shape, 413 for too many pairs, 422 for a text that cannot be answered, unless
+            a partial answer will do.
     """
     raw = _json(body)
-    try:
-        # one shape or the other, rather than their union: its errors would speak of both
-        asked = ManyPairs.model_validate(raw) if "pairs" in raw else OnePair.model_validate(raw)
-    except ValidationError as error:
-        raise _shape_error(error) from None
+    # one shape or the other, rather than their union: its errors would speak of both
+    asked = _shaped(ManyPairs, raw) if "pairs" in raw else _shaped(OnePair, raw)
     pairs = [(pair.premise, pair.hypothesis) for pair in (asked.pairs if isinstance(asked, ManyPairs) else [asked])]
-    if not pairs:
-        raise ApiError(400, "invalid_request", "pairs is empty; send at least one")
+    _check_count(len(pairs), "pairs")
     if len(pairs) > settings.max_pairs:
         raise ApiError(413, "too_many_pairs", f"{len(pairs)} pairs, at most {settings.max_pairs} are answered in one request")
-    for index, (premise, hypothesis) in enumerate(pairs):
-        _check_text(premise, "premise", index, settings.max_characters)
-        _check_text(hypothesis, "hypothesis", index, settings.max_characters)
-    return Question(pairs, asked.language, asked.truncate)
+    problems = Problems(asked.partial)
+    for index, pair in enumerate(pairs):
+        for text, role in zip(pair, ("premise", "hypothesis"), strict=True):
+            if problem := _problem(text, f"pair {index}: the {role}", settings.max_characters, index):
+                problems.add({index: problem})
+    return Question(pairs, problems, asked.language, asked.truncate, asked.logits, asked.feedback)
+
+
+def read_zero_shot(body: bytes, settings: Settings) -> ZeroShot:
+    """Parse and check a request for candidate labels.
+
+    Raises:
+        ApiError: 400 if it is no JSON, of another shape, or has another template, 413 for too many texts times labels, 422 for a
+            text or label that cannot be answered.
+    """
+    raw = _json(body)
+    asked = _shaped(ManyTexts, raw) if "texts" in raw else _shaped(OneText, raw)
+    texts = asked.texts if isinstance(asked, ManyTexts) else [asked.text]
+    _check_count(len(texts), "texts")
+    _check_count(len(asked.labels), "labels")
+    if (count := len(texts) * len(asked.labels)) > settings.max_pairs:
+        raise ApiError(
+            413,
+            "too_many_pairs",
+            f"{len(texts)} texts with {len(asked.labels)} labels are {count} pairs, at most {settings.max_pairs} are answered "
+            "in one request",
+        )
+    checked = [
+        ("the template", asked.template, None),
+        *((f"label {index}", label, None) for index, label in enumerate(asked.labels)),
+        *((f"text {index}: it", text, index) for index, text in enumerate(texts)),
+    ]
+    for name, text, at in checked:
+        if problem := _problem(text, name, settings.max_characters, at):
+            raise problem
+    for index, label in enumerate(asked.labels):
+        if (first := asked.labels.index(label)) < index:
+            raise ApiError(400, "invalid_request", f"labels {first} and {index} are the same; send each once")
+    try:
+        made = hypotheses(asked.template, asked.labels)
+    except ValueError as error:
+        raise ApiError(400, "invalid_request", str(error)) from None
+    return ZeroShot(texts, asked.labels, made, asked.multi_label, asked.language, asked.truncate)
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -50,7 +117,7 @@ def _json(body: bytes) -> dict[str, Any]:
         where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ApiError(400, "invalid_json", f"the body is not JSON in UTF-8{where}") from None
     if not isinstance(raw, dict):
-        raise ApiError(400, "invalid_request", "the body must be a JSON object with premise and hypothesis, or with pairs")
+        raise ApiError(400, "invalid_request", "the body must be a JSON object; /openapi.json has examples")
     return raw
 
 
@@ -58,12 +125,19 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _shaped(shape: type[Shape], raw: dict[str, Any]) -> Shape:
+    try:
+        return shape.model_validate(raw)
+    except ValidationError as error:
+        raise _shape_error(error) from None
+
+
 def _shape_error(error: ValidationError) -> ApiError:
     errors = error.errors(include_input=False, include_url=False, include_context=False)
     told = "; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in errors[:3])
     more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
     match errors[0]["loc"]:
-        case ("pairs", int(index), *_):
+        case ("pairs" | "texts", int(index), *_):
             return ApiError(400, "invalid_request", told + more, index=index)
     return ApiError(400, "invalid_request", told + more)
 
@@ -73,14 +147,24 @@ def _place(path: tuple[int | str, ...]) -> str:
     return ".".join(str(part)[:40] for part in path) or "body"
 
 
-def _check_text(text: str, role: str, index: int, longest: int) -> None:
-    if not text.strip():
-        raise ApiError(422, "empty_text", f"pair {index}: the {role} is empty", index=index)
+def _check_count(count: int, name: str) -> None:
+    if not count:
+        raise ApiError(400, "invalid_request", f"{name} is empty; send at least one")
+
+
+def _problem(text: str, name: str, longest: int, index: int | None) -> ApiError | None:
     if len(text) > longest:
-        message = f"pair {index}: the {role} has {len(text)} characters, at most {longest} are read"
-        raise ApiError(422, "too_long", message, index=index)
+        return ApiError(422, "too_long", f"{name} has {len(text)} characters, at most {longest} are read", index=index)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        message = f"pair {index}: the {role} holds half of a surrogate pair, which is no character"
-        raise ApiError(422, "invalid_text", message, index=index) from None
+        return ApiError(422, "invalid_text", f"{name} holds half of a surrogate pair, which is no character", index=index)
+    if not any(map(_is_visible, text)):
+        return ApiError(422, "empty_text", f"{name} is empty", index=index)
+    return None
+
+
+def _is_visible(character: str) -> bool:
+    """Neither space nor control nor format: not byte-order marks, zero-width spaces, directions of writing."""
+    category = unicodedata.category(character)
+    return category[0] != "Z" and category not in ("Cc", "Cf")

@@ -1,4 +1,4 @@
-"""The BentoML service, for ``bentoml serve serving.service:Nli``; ``python -m serving`` also keeps BentoML from phoning home."""
+"""The BentoML service. Start it with ``python -m serving``, which keeps BentoML from phoning home."""
 
 import logging
 import os
@@ -9,11 +9,19 @@ from bentoml.exceptions import BentoMLConfigException
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from conlst.contract.errors import ConlstError
-from serving.http import create_app
-from serving.lane import Lane
+from conlst.contract.errors import ConfigError, ConlstError
+from serving.detection import Detector
+from serving.drift import Drift
+from serving.feedback import Feedback
+from serving.http import Parts, create_app
+from serving.keys import open_keys
 from serving.models import Catalogue, find_sources
-from serving.settings import Settings
+from serving.scheduler import Scheduler
+from serving.settings import MOST_SECONDS, Settings
+from serving.watch import Watcher
+
+FLUSH_SECONDS = 8
+"""How long feedback that waits may take to be written when the server ends; the rest is dropped."""
 
 
 async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -25,7 +33,9 @@ async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
     name="conlst",
     # one process computes with all threads; more of them would hold the models several times
     workers=1,
-    # BentoML's own label every path that anyone asks for; ours are in serving/metrics.py and serving/http.py
+    # our own deadline comes first and answers in our own form; BentoML keeps a timer of every request until this has passed
+    traffic={"timeout": MOST_SECONDS + 20},
+    # BentoML's own label every path that anyone asks for; ours are in serving/metrics.py and serving/middleware.py
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     envs=[{"name": "BENTOML_DO_NOT_TRACK", "value": "True"}],
@@ -38,18 +48,39 @@ class Nli:
         # the root logger only shows warnings; one line a request is wanted
         logging.getLogger("serving").setLevel(logging.INFO)
         settings = Settings.from_environment(os.environ)
-        self.catalogue = Catalogue()
-        self.app = create_app(settings, self.catalogue, Lane(settings.max_waiting))
+        self.catalogue = Catalogue(settings)
+        self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_tokens, settings.batch_tokens)
+        self.feedback = Feedback(settings)
+        self.watcher = Watcher(self.catalogue, settings)
+        drift = Drift(self.catalogue)
+        self.app = create_app(Parts(settings, self.catalogue, self.scheduler, Detector(), self.feedback, drift, self.watcher))
         # loading in the background lets the probes answer meanwhile
-        Thread(target=self.catalogue.load, args=(settings,), name="conlst-load", daemon=True).start()
+        Thread(target=self._load, name="conlst-load", daemon=True).start()
+
+    def _load(self) -> None:
+        self.catalogue.load()
+        self.watcher.start()
 
     @bentoml.on_deployment
-    def refuse_to_start_without_models() -> None:
-        """Runs once, before the worker process: a server without anything to serve ends here, with the reason."""
+    def refuse_to_start_when_it_cannot_serve() -> None:
+        """Runs once, before the worker process, which would only be started again and again: ends here, with the reason."""
         try:
-            find_sources(Settings.from_environment(os.environ))
+            settings = Settings.from_environment(os.environ)
+            open_keys(settings)
+            languages = {source.language for source in find_sources(settings)}
+            if settings.fallback and settings.fallback not in languages:
+                known = ", ".join(sorted(languages))
+                raise ConfigError(f"CONLST_FALLBACK is {settings.fallback!r}, for which there is no model; served are {known}")
+            Feedback(settings).close()
         except ConlstError as error:
             raise BentoMLConfigException(str(error)) from error
+
+    @bentoml.on_shutdown
+    def finish(self) -> None:
+        """Runs when every request has its answer: the server took no new ones since it was told to end."""
+        self.watcher.stop()
+        self.scheduler.close(0)
+        self.feedback.close(FLUSH_SECONDS)
 
     async def __is_ready__(self) -> bool:
         if self.catalogue.problem is not None:

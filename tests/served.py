@@ -3,15 +3,20 @@
 import asyncio
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import httpx
 import numpy as np
 
-from serving.http import create_app
-from serving.lane import Lane
+from serving.detection import Detector
+from serving.drift import Drift
+from serving.feedback import Feedback
+from serving.http import Parts, create_app
 from serving.models import Catalogue
+from serving.scheduler import Scheduler
 from serving.settings import Settings
+from serving.watch import Watcher
 from tiny_onnx import PAIRS, slow_logits
 
 CHECKOUT = Path(__file__).parents[1]
@@ -20,16 +25,25 @@ ONE = {"premise": PAIRS[0][0], "hypothesis": PAIRS[0][1], "language": "sw"}
 MANY = {"pairs": [{"premise": premise, "hypothesis": hypothesis} for premise, hypothesis in PAIRS], "language": "sw"}
 
 
+@cache
+def detector() -> Detector:
+    return Detector()
+
+
 @dataclass
 class Server:
-    """The application in this process, asked without a network."""
+    """The application in this process, asked without a network. Its models are not loaded yet."""
 
     settings: Settings
-    catalogue: Catalogue
-    lane: Lane
 
     def __post_init__(self):
-        self.app = create_app(self.settings, self.catalogue, self.lane)
+        settings = self.settings
+        self.catalogue = Catalogue(settings)
+        self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_tokens, settings.batch_tokens)
+        self.feedback = Feedback(settings)
+        self.watcher = Watcher(self.catalogue, settings)
+        drift = Drift(self.catalogue)
+        self.app = create_app(Parts(settings, self.catalogue, self.scheduler, detector(), self.feedback, drift, self.watcher))
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test")
@@ -52,9 +66,8 @@ class Server:
 
 
 def serve(models: str, **changes) -> Server:
-    configured = Settings(models=models, threads=1, **changes)
-    server = Server(configured, Catalogue(), Lane(configured.max_waiting))
-    server.catalogue.load(configured)
+    server = Server(Settings(**{"models": models, "threads": 1, "auth": "none", **changes}))
+    server.catalogue.load()
     assert server.catalogue.problem is None
     return server
 

@@ -1,17 +1,29 @@
+import gc
+import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+import weakref
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from threading import Condition
 
+import numpy as np
 import pytest
 
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import ArtifactError, BackendError, ConfigError, RegistryError
-from served import CHECKOUT, ONE, serve
-from serving.models import Catalogue, Source, find_sources, open_model
+from conlst.runtime.table import Tables
+from serving.errors import ApiError
+from serving.models import Catalogue, Refusal, Source, find_champions, find_sources, open_model
 from serving.settings import Settings
-from tiny_onnx import tiny_onnx_folder
+from tiny_onnx import PAIRS, slow_logits, tiny_onnx_folder
+
+CHECKOUT = Path(__file__).parents[1]
+REFUSAL = Refusal(2, "0" * 64, "golden pair 0", datetime(2026, 11, 22, tzinfo=UTC))
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +31,29 @@ def folder(tmp_path_factory):
     return tiny_onnx_folder(tmp_path_factory.mktemp("served") / "sw")
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return tiny_onnx_folder(tmp_path_factory.mktemp("served") / "sw2", seed=1)
+
+
+def loaded(folder: Path) -> Catalogue:
+    catalogue = Catalogue(Settings(models=f"sw={folder}", threads=1))
+    catalogue.load()
+    assert catalogue.problem is None
+    return catalogue
+
+
+def source(folder: Path, version: int = 2) -> Source:
+    return Source("sw", "nli-sw", version, str(folder), read_manifest(folder).digest)
+
+
 def test_an_unforeseen_failure_while_loading_is_told_too(monkeypatch):
     def fail(_):
         raise ZeroDivisionError
 
     monkeypatch.setattr("serving.models.find_sources", fail)
-    catalogue = Catalogue()
-    catalogue.load(Settings())
+    catalogue = Catalogue(Settings())
+    catalogue.load()
     assert "ZeroDivisionError" in catalogue.problem
 
 
@@ -58,46 +86,199 @@ class Champion:
     version: int
     uri: str
     digest: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def champions(monkeypatch, **found: Champion) -> list[object]:
+    asked = []
+
+    def resolve_champions(languages=None):
+        asked.append(languages)
+        return {language: champion for language, champion in found.items() if languages is None or language in languages}
+
+    monkeypatch.setattr("conlst.platform.registry.resolve_champions", resolve_champions)
+    return asked
 
 
 def test_without_named_models_the_registrys_champions_are_served(folder, tmp_path, monkeypatch):
     digest = read_manifest(folder).digest
     uri = f"s3://bucket/models/manifests/{digest}.json"
-    asked, fetched = [], []
-
-    def resolve_champions(languages=None):
-        asked.append(languages)
-        return {"sw": Champion("nli-sw", 7, uri, digest)}
+    fetched = []
 
     def localize(source, cache):
         fetched.append((source, cache))
         return folder
 
-    monkeypatch.setattr("conlst.platform.registry.resolve_champions", resolve_champions)
+    asked = champions(monkeypatch, sw=Champion("nli-sw", 7, uri, digest))
     monkeypatch.setattr("conlst.platform.objects.localize", localize)
-    server = serve("", cache=tmp_path)
-    assert server.predict(ONE).json()["model"] == {"name": "nli-sw", "version": 7, "digest": digest}
+    catalogue = Catalogue(Settings(cache=tmp_path, threads=1))
+    before = datetime.now(UTC)
+    catalogue.load()
+    served = catalogue.model_for("sw")
+    assert served.source == Source("sw", "nli-sw", 7, uri, digest)
+    assert served.predictor.digest == digest
+    assert before <= served.loaded_at <= datetime.now(UTC)
     assert fetched == [(uri, tmp_path / "served")]
     find_sources(Settings(languages="sw"))
     assert asked == [None, ["sw"]]
 
 
 def test_a_registry_without_champions_has_nothing_to_serve(monkeypatch):
-    monkeypatch.setattr("conlst.platform.registry.resolve_champions", lambda _: {})
+    champions(monkeypatch)
     with pytest.raises(ConfigError, match=r"nothing to serve.*conlst promote.*CONLST_MODELS"):
         find_sources(Settings())
 
 
+def test_a_champion_that_is_gone_is_an_error_at_the_start_only(monkeypatch):
+    there = {language: Champion(f"nli-{language}", 1, "s3://b/m", "0" * 64) for language in ("fr", "sw")}
+    champions(monkeypatch, **there)
+    with pytest.raises(ConfigError, match="asks for ur"):
+        find_sources(Settings(languages="sw,ur"))
+    assert list(find_champions(Settings(languages="sw,ur"))) == ["sw"]
+    assert list(find_champions(Settings())) == ["fr", "sw"]
+
+
+def test_a_champion_that_cannot_be_used_keeps_a_server_from_starting(monkeypatch):
+    there = Champion("nli-fr", 1, "s3://b/m", "0" * 64)
+    champions(monkeypatch, fr=there, sw=RegistryError("version 2 of nli-sw is FAILED_REGISTRATION"))
+    with pytest.raises(RegistryError, match="version 2 of nli-sw"):
+        find_sources(Settings())
+    assert [source.language for source in find_sources(Settings(languages="fr"))] == ["fr"]
+
+
+def test_the_gates_decision_comes_with_a_version(monkeypatch):
+    noted = {"decision": json.dumps({"promote": True, "reasons": ["gain +0.02"]}), "decided_at": "2026-11-22T10:00:00+00:00"}
+    champions(monkeypatch, sw=Champion("nli-sw", 1, "s3://b/m", "0" * 64, noted))
+    told = {"promote": True, "reasons": ["gain +0.02"], "decided_at": "2026-11-22T10:00:00+00:00"}
+    assert find_sources(Settings())[0].gate == told
+
+
+@pytest.mark.parametrize("tags", [{}, {"decision": "yes"}, {"decision": "[]"}, {"decision": '{"promote": true}'}])
+def test_a_version_that_no_gate_decided_on_has_no_decision(monkeypatch, tags):
+    champions(monkeypatch, sw=Champion("nli-sw", 1, "s3://b/m", "0" * 64, tags))
+    assert find_sources(Settings())[0].gate is None
+
+
 def test_a_model_of_another_digest_language_or_provider_is_not_opened(folder):
-    source = Source("sw", "nli-sw", 1, str(folder), digest=read_manifest(folder).digest)
-    configured = Settings(threads=1)
-    assert open_model(source, configured).predictor.language == "sw"
+    right, configured, tables = source(folder), Settings(threads=1), Tables()
+    assert open_model(right, configured, tables).predictor.language == "sw"
     with pytest.raises(ArtifactError, match="the registry says"):
-        open_model(replace(source, digest="0" * 64), configured)
+        open_model(replace(right, digest="0" * 64), configured, tables)
     with pytest.raises(RegistryError, match="adapted to 'sw', it cannot be served for 'fr'"):
-        open_model(replace(source, language="fr"), configured)
+        open_model(replace(right, language="fr"), configured, tables)
     with pytest.raises(BackendError, match="CUDAExecutionProvider"):
-        open_model(source, replace(configured, provider="CUDAExecutionProvider"))
+        open_model(right, replace(configured, provider="CUDAExecutionProvider"), tables)
+
+
+def test_a_failed_load_may_be_repeated_and_a_ready_catalogue_stays(tmp_path):
+    catalogue = Catalogue(Settings(models=f"sw={tmp_path / 'sw'}", threads=1))
+    for _ in range(2):
+        catalogue.load()
+        assert "sw has no manifest" in catalogue.problem
+        with pytest.raises(ApiError, match="no manifest") as refused:
+            catalogue.model_for("sw")
+        assert (refused.value.status, refused.value.kind) == (503, "not_ready")
+    tiny_onnx_folder(tmp_path / "sw")
+    catalogue.load()
+    served = catalogue.model_for("sw")
+    catalogue.load()
+    assert catalogue.model_for("sw") is served
+
+
+def test_of_several_models_all_are_served_or_none(folder, tmp_path):
+    broken = tiny_onnx_folder(tmp_path / "fr", "fr", golden_offset=0.1)
+    catalogue = Catalogue(Settings(models=f"sw={folder},fr={broken}", threads=1))
+    catalogue.load()
+    assert "answers golden pair 0 otherwise" in catalogue.problem
+    assert catalogue.languages == ()
+    with pytest.raises(ApiError, match="golden"):
+        catalogue.model_for("sw")
+
+
+def test_models_of_one_catalogue_share_their_table(folder, tmp_path):
+    french = tiny_onnx_folder(tmp_path / "fr", "fr")
+    catalogue = Catalogue(Settings(models=f"sw={folder},fr={french}", threads=1))
+    catalogue.load()
+    assert catalogue.languages == ("fr", "sw")
+    one, two = (catalogue.model_for(language).predictor for language in catalogue.languages)
+    assert one is not two
+    assert one._table is two._table
+
+
+def test_an_unknown_language_is_told_with_those_that_are_served(folder):
+    with pytest.raises(ApiError, match="no model for 'fr'; served are sw") as refused:
+        loaded(folder).model_for("fr")
+    assert (refused.value.status, refused.value.kind) == (404, "unknown_language")
+
+
+def test_a_swapped_model_answers_who_holds_it_and_is_freed_then(folder, other):
+    catalogue = loaded(folder)
+    held = catalogue.model_for("sw")
+    old = weakref.ref(held.predictor)
+    catalogue.swap("sw", catalogue.open(source(other)))
+    assert np.allclose(held.predictor.logits(PAIRS), slow_logits(PAIRS), atol=1e-5)
+    assert np.allclose(catalogue.model_for("sw").predictor.logits(PAIRS), slow_logits(PAIRS, seed=1), atol=1e-5)
+    gc.collect()
+    assert old() is not None
+    del held
+    gc.collect()
+    assert old() is None
+
+
+def test_a_swap_may_add_a_language(folder, tmp_path):
+    catalogue = loaded(folder)
+    french = tiny_onnx_folder(tmp_path / "fr", "fr")
+    catalogue.swap("fr", catalogue.open(replace(source(french), language="fr", name="nli-fr")))
+    assert catalogue.languages == ("fr", "sw")
+    assert catalogue.model_for("fr").predictor.language == "fr"
+    assert catalogue.model_for("sw").predictor.language == "sw"
+
+
+def test_a_refusal_is_shown_until_a_swap_or_a_pardon(folder, other):
+    catalogue = loaded(folder)
+    for language in ("sw", "fr"):
+        catalogue.refuse(language, REFUSAL)
+    assert dict(catalogue.refusals) == {"sw": REFUSAL, "fr": REFUSAL}
+    catalogue.swap("sw", catalogue.open(source(other)))
+    assert dict(catalogue.refusals) == {"fr": REFUSAL}
+    catalogue.forgive("fr")
+    assert not catalogue.refusals
+    with pytest.raises(TypeError):
+        catalogue.refusals["sw"] = REFUSAL
+
+
+def test_no_request_fails_or_is_mixed_up_while_models_are_swapped(folder, other):
+    expected = {read_manifest(one).digest: slow_logits(PAIRS, seed) for seed, one in enumerate((folder, other))}
+    catalogue = loaded(folder)
+    answered: Counter[str] = Counter()
+    changed = Condition()
+    done = False
+
+    def ask() -> int:
+        asked = 0
+        while not done:
+            served = catalogue.model_for("sw")
+            assert np.allclose(served.predictor.logits(PAIRS), expected[served.predictor.digest], atol=1e-5)
+            asked += 1
+            with changed:
+                answered[served.predictor.digest] += 1
+                changed.notify()
+        return asked
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            for turn in range(20):
+                new = source((other, folder)[turn % 2], turn + 2)
+                with changed:
+                    seen = answered[new.digest]
+                catalogue.swap("sw", catalogue.open(new))
+                # what follows a swap is answered by the new model
+                with changed:
+                    assert changed.wait_for(lambda seen=seen, new=new: answered[new.digest] > seen, timeout=60)
+        finally:
+            done = True
+        assert sum(future.result() for future in asking) == answered.total() >= 20
 
 
 def test_settings_come_from_the_environment():
@@ -115,6 +296,7 @@ def test_a_wrong_setting_is_refused_by_name(value):
 
 
 def test_serving_imports_no_training_library():
-    program = "import sys, serving.service; print({'torch', 'transformers', 'datasets', 'mlflow'} & sys.modules.keys())"
+    heavy = "{'torch', 'transformers', 'datasets', 'mlflow', 'pyarrow'}"
+    program = f"import sys, serving.service; print({heavy} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

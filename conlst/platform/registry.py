@@ -174,8 +174,8 @@ def history(language: str) -> list[ledger.Entry]:
 def resolve_champions(languages: Iterable[str] | None = None) -> dict[str, Version | RegistryError]:
     """The champions to serve, by language: of these languages, or of all that have one.
 
-    One whose version cannot be used (never registered by conlst, not ready, gone) is its error, so that it does not keep the other
-    languages from theirs.
+    One whose version cannot be used (never registered by conlst, not ready, gone) is its error, so that it does not keep the
+    other languages from theirs.
 
     Raises:
         RegistryError: naming the asked-for languages that have no champion, or if the registry cannot be asked.

@@ -1,0 +1,354 @@
+"""The endpoint against a Hugging Face pipeline behind the same HTTP stack, and against onnxruntime alone. All in one run.
+
+    python benchmarks/serving.py --onnx <folder of kind onnx> --model <folder of kind model that it was exported from>
+
+Servers are real processes on ``--threads`` CPUs, the load comes from the others. Closed loops at several connections, systems
+taking turns, medians over the repeats; then five times what conlst can bear; with ``--soak`` 80 % of it for some minutes.
+Pairs are those shipped with conlst, or of ``--pairs`` (TSV with premise and hypothesis, may be gzipped).
+"""
+
+import argparse
+import asyncio
+import csv
+import gzip
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from serving_load import Connection, Sample, Target, at_a_rate, in_a_loop, summary
+from serving_processes import CHECKOUT, Server, conlst_server, divide_cpus, peer_server, run_on
+
+from conlst.contract.labels import NAMES
+from conlst.runtime.cpu import cpu_model
+
+PEER_ROUTES = ("each", "gather8", "gather32")
+NOT_MEASURED = {
+    "infinity-emb": "0.0.78 has /classify for single texts only, not for pairs, opens no model with a pooling of its own, and "
+    "installs only with transformers 4 and CUDA; what it runs is the pipeline that is measured here, with padding to the longest"
+}
+WARM_UP = 3.0
+COMPARED = 64
+OVERLOAD = 5.0
+STEADY = 0.8
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that answers pairs: a route of a server, and how its requests and answers look."""
+
+    name: str
+    server: Server
+    path: str
+    body: Callable[[Sequence[Pair]], bytes]
+    probabilities: Callable[[Any], list[list[float]]]
+
+    def target(self, pairs: Sequence[Pair], size: int) -> Target:
+        bodies = [self.body(pairs[first : first + size]) for first in range(0, len(pairs) - size + 1, size)]
+        return Target(self.server.port, self.path, bodies)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--onnx", type=Path, required=True, help="folder that conlst serves")
+    parser.add_argument("--int8", type=Path, help="the same model in int8, measured too")
+    parser.add_argument("--model", type=Path, help="folder of the torch model, for the pipeline; without it there is no peer")
+    parser.add_argument("--pairs", type=Path, nargs="+", default=sorted((CHECKOUT / "conlst/data/sample").glob("*.tsv")))
+    parser.add_argument(
+        "--number", type=int, default=1024, help="of pairs, drawn from those; the load goes through them in a circle"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPUs of the servers")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1], help="pairs in a request")
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement, after 3 to warm up")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=CHECKOUT / "benchmarks/results/serving.json")
+    options = parser.parse_args()
+
+    pairs = _read_pairs(options.pairs, options.number, options.seed)
+    server_cpus, own_cpus = divide_cpus(options.threads)
+    os.sched_setaffinity(0, own_cpus)
+    folders = {"conlst fp32": options.onnx} | ({"conlst int8": options.int8} if options.int8 else {})
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        work = Path(temporary)
+        limits = {name: _limit(folder, pairs, options, server_cpus, work) for name, folder in folders.items()}
+        systems = []
+        for port, (name, folder) in enumerate(folders.items()):
+            language = json.loads((folder / "config.json").read_text())["language"]
+            server = conlst_server(folder, language, server_cpus, options.threads, work, name.replace(" ", "-"), port)
+            systems.append(_ours(name, stack.enter_context(server), language))
+        if options.model:
+            server = stack.enter_context(peer_server(options.model, server_cpus, options.threads, work))
+            systems += [_peer(route, server) for route in PEER_ROUTES]
+        result = asyncio.run(_measure(systems, list(folders), limits, pairs, options))
+
+    result |= {
+        "not_measured": NOT_MEASURED,
+        "pairs": {"number": len(pairs), "characters": statistics.mean(len(p) + len(h) for p, h in pairs)},
+        "options": {
+            name: getattr(options, name) for name in ("threads", "connections", "sizes", "seconds", "repeat", "soak", "seed")
+        },
+        "cpus": {"servers": sorted(server_cpus), "load": sorted(own_cpus)},
+        "versions": {
+            n: version(n) for n in ("conlst", "onnxruntime", "torch", "transformers", "tokenizers", "bentoml", "uvicorn")
+        },
+        "machine": {"processor": cpu_model(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: result[key] for key in ("ratios", "overload", "soak") if key in result}, indent=1))
+
+
+def _read_pairs(files: Sequence[Path], number: int, seed: int) -> list[Pair]:
+    pairs = []
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+            rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+            pairs += [(row["premise"], row["hypothesis"]) for row in rows]
+    random.Random(seed).shuffle(pairs)
+    if len(pairs) < number:
+        raise SystemExit(f"{number} pairs are wanted, there are {len(pairs)}: give more --pairs or a smaller --number")
+    return pairs[:number]
+
+
+def _limit(folder: Path, pairs: list[Pair], options: argparse.Namespace, cpus: set[int], work: Path) -> list[dict[str, Any]]:
+    """What onnxruntime alone does, once for each repeat: ahead of the servers, for they would keep its memory."""
+    file = work / "pairs.json"
+    file.write_text(json.dumps(pairs))
+    command = [sys.executable, str(CHECKOUT / "benchmarks/serving_limit.py"), "--model", str(folder), "--pairs", str(file)]
+    command += ["--threads", str(options.threads), "--in-hand", *map(str, options.connections)]
+    return [json.loads(run_on(cpus, command, options.threads)) for _ in range(options.repeat)]
+
+
+def _ours(name: str, server: Server, language: str) -> System:
+    def body(pairs: Sequence[Pair]) -> bytes:
+        asked = [{"premise": premise, "hypothesis": hypothesis} for premise, hypothesis in pairs]
+        return json.dumps({"language": language, **(asked[0] if len(asked) == 1 else {"pairs": asked})}).encode()
+
+    def probabilities(answer: Any) -> list[list[float]]:
+        return [[prediction["probabilities"][label] for label in NAMES] for prediction in answer["predictions"]]
+
+    return System(name, server, "/predict", body, probabilities)
+
+
+def _peer(route: str, server: Server) -> System:
+    def body(pairs: Sequence[Pair]) -> bytes:
+        return json.dumps({"pairs": [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]}).encode()
+
+    def probabilities(answer: Any) -> list[list[float]]:
+        return [[next(c["score"] for c in choices if c["label"] == label) for label in NAMES] for choices in answer]
+
+    return System(f"pipeline {route}", server, f"/{route}", body, probabilities)
+
+
+async def _measure(
+    systems: list[System],
+    ours: list[str],
+    limits: dict[str, list[dict[str, Any]]],
+    pairs: list[Pair],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    agreement = await _agreement(systems, pairs)
+    runs = await _closed(systems, pairs, options)
+    closed = {key: _median(found) for key, found in runs.items()}
+    limit = {name: _median(found) for name, found in limits.items()}
+    result: dict[str, Any] = {
+        "agreement_with_the_first": agreement,
+        "limit": limit,
+        "closed": [
+            {"system": name, "pairs_a_request": size, "connections": at, **row} for (name, size, at), row in closed.items()
+        ],
+        "ratios": _ratios(closed, limit, ours),
+        "runs": [{"system": name, "pairs_a_request": size, "connections": at, "runs": r} for (name, size, at), r in runs.items()],
+        "limit_runs": limits,
+    }
+    by_name = {system.name: system for system in systems}
+    result["overload"] = {name: await _overload(by_name[name], closed, pairs, options) for name in ours}
+    if options.soak:
+        result["soak"] = {name: await _soak(by_name[name], closed, pairs, options) for name in ours}
+    return result
+
+
+async def _agreement(systems: list[System], pairs: list[Pair]) -> dict[str, dict[str, float]]:
+    """That all of them answer with the same model: largest difference of probabilities, and share of equal labels."""
+    answers = {}
+    for system in systems:
+        connection = Connection(system.server.port)
+        status, _, body = await connection.exchange(next(system.target(pairs, COMPARED).requests()))
+        connection.close()
+        if status != 200:
+            raise RuntimeError(f"{system.name} answered {status} to {COMPARED} pairs: {body[:300]!r}")
+        answers[system.name] = np.asarray(system.probabilities(json.loads(body)))
+    first = answers[systems[0].name]
+    return {
+        name: {
+            "difference": float(np.abs(found - first).max()),
+            "labels": float((found.argmax(1) == first.argmax(1)).mean()),
+        }
+        for name, found in answers.items()
+    }
+
+
+Runs = dict[tuple[str, int, int], list[dict[str, Any]]]
+Medians = dict[tuple[str, int, int], dict[str, Any]]
+
+
+async def _closed(systems: list[System], pairs: list[Pair], options: argparse.Namespace) -> Runs:
+    runs: Runs = {}
+    for repeat in range(options.repeat):
+        for size in options.sizes:
+            for connections in options.connections:
+                # nobody is always the first, or always after the same one
+                for place in range(len(systems)):
+                    system = systems[(place + repeat) % len(systems)]
+                    row = await _closed_once(system, pairs, size, connections, options.seconds)
+                    runs.setdefault((system.name, size, connections), []).append(row)
+                    print(f"{system.name}, {connections} connections, {size} a request: {row}", file=sys.stderr, flush=True)
+    return runs
+
+
+async def _closed_once(system: System, pairs: list[Pair], size: int, connections: int, seconds: float) -> dict[str, Any]:
+    begin, work = time.perf_counter() + WARM_UP, time.process_time()
+    samples = await in_a_loop(system.target(pairs, size), connections, WARM_UP + seconds)
+    row = summary(samples, size, begin, begin + seconds)
+    row["load_cpu_share"] = (time.process_time() - work) / (WARM_UP + seconds)
+    return row
+
+
+def _median(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the numbers, in dictionaries within too; of the statuses the sum."""
+    found: dict[str, Any] = {}
+    for key, value in rows[0].items():
+        values = [row.get(key) for row in rows]
+        if key == "statuses":
+            found[key] = {s: sum(row[key].get(s, 0) for row in rows) for s in sorted({s for row in rows for s in row[key]})}
+        elif isinstance(value, dict):
+            found[key] = _median([row[key] for row in rows])
+        else:
+            found[key] = statistics.median(v for v in values if v is not None) if any(v is not None for v in values) else None
+    return found
+
+
+def _ratios(closed: Medians, limit: dict[str, dict[str, Any]], ours: Sequence[str]) -> list[dict[str, Any]]:
+    """conlst against the pipeline's best way of batching at that load, and against onnxruntime alone."""
+    rows = []
+    for (name, size, connections), row in closed.items():
+        if name not in ours:
+            continue
+        speed = row["pairs_per_second"]
+        alone = limit[name]
+        found: dict[str, Any] = {
+            "system": name,
+            "pairs_a_request": size,
+            "connections": connections,
+            "of_onnxruntime": speed / max(alone["whole"].values()),
+        }
+        if size == 1:
+            found["of_onnxruntime_with_as_many_in_hand"] = speed / alone["in_hand"][str(connections)]
+        if size == 1 and connections == 1 and row["p50_ms"] is not None:
+            found["p50_ms_over_onnxruntime"] = row["p50_ms"] - alone["single_p50_ms"]
+        peers = [(at, peer) for at, peer in closed.items() if at[0] not in ours and at[1:] == (size, connections)]
+        if peers:
+            (peer_name, *_), peer = max(peers, key=lambda item: item[1]["pairs_per_second"])
+            found["to_pipeline"] = speed / peer["pairs_per_second"] if peer["pairs_per_second"] else None
+            found["p99_to_pipeline"] = row["p99_ms"] / peer["p99_ms"] if row["p99_ms"] and peer["p99_ms"] else None
+            found["pipeline"] = peer_name
+        rows.append(found)
+    return rows
+
+
+def _peak(closed: Medians, name: str) -> float:
+    """Single pairs a second at the best number of connections."""
+    size = min(size for system, size, _ in closed if system == name)
+    return max(row["pairs_per_second"] for (system, s, _), row in closed.items() if system == name and s == size)
+
+
+async def _overload(system: System, closed: Medians, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
+    """Five times the peak at once: what is answered meanwhile, and when an answer takes no longer than usual again."""
+    peak = _peak(closed, system.name)
+    target = system.target(pairs, 1)
+    usual = statistics.median(sample.seconds for sample in await in_a_loop(target, 1, WARM_UP))
+    begin = time.perf_counter()
+    load = asyncio.create_task(at_a_rate(target, OVERLOAD * peak, WARM_UP + options.seconds, options.seed))
+    await asyncio.sleep(WARM_UP + options.seconds)
+    end = time.perf_counter()
+    recovered = await _recovery(target, usual)
+    samples = await load
+    row = summary(samples, 1, begin + WARM_UP, end)
+    refused = [sample for sample in samples if sample.status == 429]
+    return {
+        **row,
+        "offered_per_second": OVERLOAD * peak,
+        "goodput_of_peak": row["pairs_per_second"] / peak,
+        "only_200_and_429": {sample.status for sample in samples} <= {200, 429},
+        "without_retry_after": sum(sample.retry_after is None for sample in refused),
+        "retry_after_seconds": statistics.median(int(s.retry_after) for s in refused if s.retry_after) if refused else None,
+        "refusal_p99_ms": _p99([sample.seconds for sample in refused]),
+        "recovery_seconds": recovered,
+    }
+
+
+def _p99(seconds: list[float]) -> float | None:
+    return sorted(seconds)[int(0.99 * len(seconds))] * 1000 if seconds else None
+
+
+async def _recovery(target: Target, usual: float) -> float | None:
+    """Seconds until an answer comes within twice the usual time; none within 30."""
+    begin = time.perf_counter()
+    connection, requests = Connection(target.port), target.requests()
+    try:
+        while time.perf_counter() < begin + 30:
+            sample: Sample = await connection.ask(next(requests))
+            if sample.status == 200 and sample.seconds < 2 * usual:
+                return sample.end - begin
+            await asyncio.sleep(0.02)
+    finally:
+        connection.close()
+    return None
+
+
+async def _soak(system: System, closed: Medians, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
+    """80 % of the peak for minutes: failures, and what memory does after the first fifth."""
+    rate, seconds = STEADY * _peak(closed, system.name), options.soak * 60
+    memory: list[tuple[float, float]] = []
+    begin = time.perf_counter()
+
+    async def watch() -> None:
+        while True:
+            memory.append((time.perf_counter() - begin, system.server.resident_mb()))
+            await asyncio.sleep(1)
+
+    watching = asyncio.create_task(watch())
+    samples = await at_a_rate(system.target(pairs, 1), rate, seconds, options.seed)
+    watching.cancel()
+    settled = np.asarray([point for point in memory if point[0] >= seconds / 5])
+    slope = float(np.polyfit(settled[:, 0] / 60, settled[:, 1], 1)[0]) if len(settled) > 2 else None
+    return {
+        **summary(samples, 1, begin, begin + seconds),
+        "offered_per_second": rate,
+        "minutes": options.soak,
+        "failures": sum(sample.status != 200 for sample in samples),
+        "resident_mb": {"begin": memory[0][1], "settled": settled[0, 1], "end": memory[-1][1]},
+        "resident_mb_a_minute": slope,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""From pairs and their models to logits: each model's pairs go to the scheduler, all models' beside each other."""
+
+import asyncio
+import time
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from conlst.runtime.tokens import Encoded, Pair
+from serving.models import Served
+from serving.scheduler import Logits, Scheduler
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pairs of a request that one model answers.
+
+    Attributes:
+        places: their indices in the request.
+    """
+
+    served: Served
+    places: list[int]
+    encoded: Encoded
+
+    @property
+    def long(self) -> dict[int, int]:
+        """Tokens of the pairs that are too long for the model, by their indices in the request."""
+        lengths = self.encoded.lengths
+        return {self.places[row]: int(lengths[row]) for row in np.flatnonzero(lengths > self.served.predictor.max_length)}
+
+    def without(self, places: Collection[int]) -> "Part":
+        keep = [row for row, place in enumerate(self.places) if place not in places]
+        if len(keep) == len(self.places):
+            return self
+        ids = [self.encoded.ids[row] for row in keep]
+        return Part(self.served, [self.places[row] for row in keep], Encoded(ids, self.encoded.lengths[keep]))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one part: logits ``[n, 3]`` float32, NaN for the places that the model could not compute."""
+
+    part: Part
+    logits: Logits
+    failed: list[int]
+
+
+@dataclass
+class Timing:
+    """Seconds of a request by what they went into; of several models' parts, which run beside each other, the longest."""
+
+    detect: float | None = None
+    queue: float = 0.0
+    tokenize: float = 0.0
+    inference: float = 0.0
+
+    def stages(self) -> dict[str, float]:
+        stages = {"queue": self.queue, "tokenize": self.tokenize, "inference": self.inference}
+        return stages if self.detect is None else {"detect": self.detect, **stages}
+
+    def header(self) -> str:
+        return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in self.stages().items())
+
+
+async def encode(
+    scheduler: Scheduler, pairs: Sequence[Pair], models: Mapping[int, Served], deadline: float, timing: Timing
+) -> list[Part]:
+    """Tokenise pairs for their models.
+
+    Args:
+        models: by index, of the pairs that are to be answered.
+
+    Raises:
+        ApiError: 429 if too much waits, 504 after the deadline.
+    """
+    places: dict[int, list[int]] = {}
+    for index, served in models.items():
+        places.setdefault(id(served), []).append(index)
+
+    async def one(of_one: list[int]) -> Part:
+        served = models[of_one[0]]
+        return Part(served, of_one, await scheduler.encode(served.predictor, [pairs[index] for index in of_one], deadline))
+
+    begin = time.monotonic()
+    parts = await _all(one(of_one) for of_one in places.values())
+    timing.tokenize = time.monotonic() - begin
+    return parts
+
+
+async def score(scheduler: Scheduler, parts: Sequence[Part], deadline: float, timing: Timing) -> list[Scores]:
+    """Compute the parts' logits.
+
+    Raises:
+        ApiError: 429 if too much waits, 504 after the deadline.
+    """
+
+    async def one(part: Part) -> Scores:
+        scored = await scheduler.score(part.served.predictor, part.encoded, deadline, partial=True)
+        timing.queue = max(timing.queue, scored.queue_seconds)
+        timing.inference = max(timing.inference, scored.inference_seconds)
+        return Scores(part, scored.logits, [part.places[row] for row in scored.failed])
+
+    return await _all(one(part) for part in parts)
+
+
+async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """Results in order; the first failure cancels the rest."""
+    coroutines = list(work)
+    if len(coroutines) == 1:
+        return [await coroutines[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as errors:
+        # one of them is enough of an answer
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

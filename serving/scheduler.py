@@ -1,0 +1,319 @@
+"""One scheduler for the models of all languages: what many requests ask is computed together, a run at a time."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conlst.contract.labels import NAMES
+from conlst.runtime.onnx import Predictor
+from conlst.runtime.tokens import Encoded, Pair
+from serving.errors import ApiError
+from serving.rows import Row, Rows
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Logits = NDArray[np.float32]
+
+# how much of what was measured before still counts after a run: the speed is that of the last twenty or so
+_MEMORY = 0.95
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A request's answers.
+
+    Attributes:
+        logits: ``[n, 3]`` float32; NaN for a pair that failed.
+        failed: indices of the pairs that the model could not compute.
+        queue_seconds: time that the request waited, beside ``inference_seconds``.
+        inference_seconds: time of the runs that it had a part in.
+    """
+
+    logits: Logits
+    failed: tuple[int, ...]
+    queue_seconds: float
+    inference_seconds: float
+
+
+@dataclass(eq=False)
+class _Request:
+    """A request inside. ``waiting`` are its rows that no run has begun with."""
+
+    predictor: Predictor
+    ids: list[list[int]]
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    answered: asyncio.Future[None]
+    logits: Logits
+    came: float
+    waiting: dict[int, "Row[_Request]"] = field(default_factory=dict)
+    unanswered: int = 0
+    failed: list[int] = field(default_factory=list)
+    inference_seconds: float = 0.0
+    error: ApiError | None = None
+
+
+class Scheduler:
+    """Gathers the rows of requests while a run computes, and begins the next one as soon as that ends.
+
+    A run uses every CPU that the models were opened with, so there is one at a time: two of half the threads would answer a lone
+    request half as fast. Models take turns, a run each. Within a model :class:`serving.rows.Rows` decides.
+
+    Whoever finds it full is sent away at once: a queue without a bound turns an overload into answers that come when nobody waits
+    for them any more.
+
+    Args:
+        max_waiting: requests that may wait, in the queue or to be tokenised.
+        max_waiting_tokens: tokens that may wait. When none do, a request of any size is let in.
+        batch_tokens: budget of padded tokens in one run.
+    """
+
+    def __init__(self, max_waiting: int, max_waiting_tokens: int, batch_tokens: int) -> None:
+        self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
+        self._batch_tokens = batch_tokens
+        self._changed = Condition()
+        # in the order of their turns; a model without waiting rows is not kept, so that one that was swapped out is freed
+        self._queues: dict[Predictor, Rows[_Request]] = {}
+        self._waiting: set[_Request] = set()
+        self._waiting_tokens = 0
+        self._encoding = 0
+        self._running = False
+        self._closed = False
+        self._tokens, self._seconds = 0.0, 0.0
+        # two, so that a request of long texts does not hold up the others'
+        self._tokenizing = ThreadPoolExecutor(2, "conlst-tokenize")
+        self._thread = Thread(target=self._compute, name="conlst-compute", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests with a pair that no run has begun with, those to be tokenised included."""
+        return len(self._waiting) + self._encoding
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens in the queue."""
+        return self._waiting_tokens
+
+    async def encode(self, predictor: Predictor, pairs: Sequence[Pair], deadline: float | None = None) -> Encoded:
+        """Tokenise a request off the event loop. Refused when full already, since it would only be refused later.
+
+        Raises:
+            ApiError: as :meth:`score`.
+        """
+        with self._changed:
+            self._check_room(0)
+            self._encoding += 1
+        future = self._tokenizing.submit(predictor.encode, pairs)
+        future.add_done_callback(self._encoded)
+        return await _until(deadline, asyncio.wrap_future(future))
+
+    async def score(
+        self, predictor: Predictor, encoded: Encoded, deadline: float | None = None, *, partial: bool = False
+    ) -> Scored:
+        """Wait for a request's logits. Cancelled, its rows leave the queue.
+
+        Args:
+            deadline: on the clock of ``time.monotonic``; what no run has begun with by then is not computed.
+            partial: return what a model could compute of a request and name what it could not, rather than raise.
+
+        Raises:
+            ApiError: 429 if too much waits, 504 if the deadline passed, 503 if the server is ending, 500 naming the first pair
+                that the model could not compute.
+        """
+        request = _Request(
+            predictor,
+            encoded.ids,
+            math.inf if deadline is None else deadline,
+            loop := asyncio.get_running_loop(),
+            loop.create_future(),
+            np.full((len(encoded.ids), len(NAMES)), np.nan, np.float32),
+            time.monotonic(),
+            unanswered=len(encoded.ids),
+        )
+        if encoded.ids:
+            self._enter(request)
+            try:
+                await _until(deadline, request.answered)
+            finally:
+                with self._changed:
+                    self._withdraw(request)
+        if request.error is not None:
+            raise request.error
+        if request.failed and not partial:
+            index = min(request.failed)
+            raise ApiError(
+                500, "internal", f"the model cannot compute pair {index}; the server's log has the reason", index=index
+            )
+        waited = time.monotonic() - request.came - request.inference_seconds
+        return Scored(request.logits, tuple(sorted(request.failed)), max(0.0, waited), request.inference_seconds)
+
+    def close(self, seconds: float = 20.0) -> None:
+        """Refuse what is new, compute what waits, for so long at most; what then still waits is refused too."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(seconds)
+        with self._changed:
+            left = list(self._waiting)
+            for request in left:
+                self._withdraw(request)
+                request.error = _closing()
+            self._changed.notify_all()
+        _answer(left)
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    def _enter(self, request: _Request) -> None:
+        lengths = [len(row) for row in request.ids]
+        with self._changed:
+            if request.deadline <= request.came:
+                raise _too_late()
+            self._check_room(sum(lengths))
+            queue = self._queues.setdefault(request.predictor, Rows())
+            request.waiting = {row.place: row for row in queue.add(request, lengths)}
+            self._waiting.add(request)
+            self._waiting_tokens += sum(lengths)
+            self._changed.notify_all()
+
+    def _check_room(self, tokens: int) -> None:
+        """With the lock held."""
+        if self._closed:
+            raise _closing()
+        # what the thread is about to take does not wait
+        crowded = self.waiting + self._running > self._max_waiting
+        if crowded or (self._waiting_tokens and self._waiting_tokens + tokens > self._max_waiting_tokens):
+            # by then all that waits now has been computed; before anything was measured a second is a guess
+            seconds = self._waiting_tokens * self._seconds / self._tokens if self._tokens else 1.0
+            wait = max(1, math.ceil(seconds))
+            message = f"too many requests are waiting; try again in {wait} s"
+            raise ApiError(429, "busy", message, headers={"Retry-After": str(wait)})
+
+    def _withdraw(self, request: _Request) -> None:
+        """Drop the rows that no run has begun with. With the lock held."""
+        if request.waiting:
+            rows = list(request.waiting.values())
+            queue = self._queues[request.predictor]
+            queue.remove(rows)
+            if not queue:
+                del self._queues[request.predictor]
+            self._begin(rows)
+
+    def _begin(self, rows: list[Row[_Request]]) -> None:
+        """Count rows that left the queue as waiting no more. With the lock held."""
+        for row in rows:
+            self._waiting_tokens -= row.length
+            del row.owner.waiting[row.place]
+            if not row.owner.waiting:
+                self._waiting.discard(row.owner)
+
+    def _encoded(self, _: "Future[Encoded]") -> None:
+        with self._changed:
+            self._encoding -= 1
+
+    def _compute(self) -> None:
+        while self._wait():
+            # in a frame of its own: a model must not be held by a thread that waits for the next one
+            self._run_next()
+
+    def _wait(self) -> bool:
+        """Until there is something to compute; not so if there never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queues or self._closed)
+            return bool(self._queues)
+
+    def _run_next(self) -> None:
+        with self._changed:
+            rows = self._take()
+            self._running = bool(rows)
+        if not rows:
+            return
+        begin = time.monotonic()
+        logits = _logits(rows[0].owner.predictor, [row.owner.ids[row.place] for row in rows])
+        seconds = time.monotonic() - begin
+        with self._changed:
+            self._running = False
+            self._tokens = self._tokens * _MEMORY + sum(row.length for row in rows)
+            self._seconds = self._seconds * _MEMORY + seconds
+        for row, result in zip(rows, logits, strict=True):
+            row.owner.logits[row.place] = result
+            row.owner.unanswered -= 1
+            # a row is NaN as a whole or not at all
+            if math.isnan(result[0]):
+                row.owner.failed.append(row.place)
+        requests = {row.owner for row in rows}
+        for request in requests:
+            request.inference_seconds += seconds
+        _answer([request for request in requests if not request.unanswered])
+
+    def _take(self) -> list[Row[_Request]]:
+        """The rows of the next run, none if those left in the meantime. With the lock held."""
+        if not self._queues:
+            return []
+        predictor = next(iter(self._queues))
+        queue = self._queues.pop(predictor)
+        rows = queue.take(self._batch_tokens)
+        if queue:
+            self._queues[predictor] = queue
+        self._begin(rows)
+        now = time.monotonic()
+        # their requests' own timers answer them
+        return [row for row in rows if now < row.owner.deadline]
+
+
+def _logits(predictor: Predictor, ids: list[list[int]]) -> Logits:
+    """``[n, 3]``. If the run fails, every row is computed alone; NaN for those that fail again."""
+    try:
+        logits = predictor.run(ids)
+        if logits.shape == (len(ids), len(NAMES)) and np.isfinite(logits).all():
+            return logits
+        problem = f"its answer of shape {logits.shape} is not {len(NAMES)} finite numbers a pair"
+    except Exception as error:  # onnxruntime's errors share no base, and whatever it is must not end the thread
+        problem = f"{type(error).__name__}: {error}"
+    if len(ids) == 1:
+        log.error("the model of %s cannot compute a pair of %d tokens: %s", predictor.language, len(ids[0]), problem)
+        return np.full((1, len(NAMES)), np.nan, np.float32)
+    log.warning("the model of %s failed on %d pairs, each is now computed alone: %s", predictor.language, len(ids), problem)
+    return np.concatenate([_logits(predictor, [row]) for row in ids])
+
+
+def _answer(requests: list[_Request]) -> None:
+    """Wake the requests, from any thread; those of one event loop at once."""
+    for loop in {request.loop for request in requests}:
+        try:
+            loop.call_soon_threadsafe(_wake, [request.answered for request in requests if request.loop is loop])
+        except RuntimeError:
+            # the loop has ended, and with it everyone who waited there
+            log.debug("nobody waits for the answers any more")
+
+
+def _wake(answered: list[asyncio.Future[None]]) -> None:
+    for future in answered:
+        if not future.done():
+            future.set_result(None)
+
+
+async def _until(deadline: float | None, result: "asyncio.Future[T]") -> T:
+    try:
+        async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+            return await result
+    except TimeoutError:
+        raise _too_late() from None
+
+
+def _too_late() -> ApiError:
+    return ApiError(504, "deadline", "the deadline passed before the answer was computed; try again, or give it more time")
+
+
+def _closing() -> ApiError:
+    return ApiError(503, "not_ready", "the server is ending; send it again to another", headers={"Retry-After": "5"})
