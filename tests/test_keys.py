@@ -1,0 +1,157 @@
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conlst.contract.errors import ConfigError
+from served import CHECKOUT, MANY, ONE, Server, serve
+from serving.errors import ApiError
+from serving.keys import Keys, make_key, open_keys
+from serving.settings import Settings
+from tiny_onnx import tiny_onnx_folder
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def write(file: Path, *lines: str) -> Path:
+    file.write_text("".join(f"{line}\n" for line in lines))
+    # a change within the clock's grain must be seen all the same
+    os.utime(file, ns=(write.clock, write.clock))
+    write.clock += 1_000_000_000
+    return file
+
+
+write.clock = 1_700_000_000_000_000_000
+
+
+@pytest.fixture
+def ours() -> tuple[str, str]:
+    """A key and its line."""
+    return make_key("search-team")
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, ours: tuple[str, str]) -> Server:
+    folder = tiny_onnx_folder(tmp_path / "sw")
+    return serve(f"sw={folder}", auth="keys", keys_file=write(tmp_path / "keys", "# who may ask", "", ours[1]))
+
+
+def test_questions_need_a_key_and_probes_do_not(guarded: Server, ours: tuple[str, str]) -> None:
+    answer = guarded.predict(ONE)
+    guarded.refusal(401, "unauthorized", answer)
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert guarded.predict(ONE, headers=bearer(ours[0])).status_code == 200
+    for method, path in (("POST", "/predict"), ("POST", "/zero-shot"), ("GET", "/models"), ("GET", "/drift")):
+        assert guarded.ask(method, path).status_code == 401, path
+    for path in ("/metrics", "/openapi.json", "/ui"):
+        assert guarded.ask("GET", path).status_code == 200, path
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", "Bearer ", "Bearer conlst_x", "Basic {key}", "{key}", "Bearer {key}x", "Bearer {hash}"]
+)
+def test_what_is_no_key_is_refused(guarded: Server, ours: tuple[str, str], value: str) -> None:
+    value = value.format(key=ours[0], hash=ours[1].partition(":")[2])
+    guarded.refusal(401, "unauthorized", guarded.predict(ONE, headers={"Authorization": value}))
+
+
+def test_keys_come_and_go_without_a_restart(guarded: Server, ours: tuple[str, str], tmp_path: Path) -> None:
+    new, line = make_key("search-team")
+    write(tmp_path / "keys", ours[1], line)
+    assert [guarded.predict(ONE, headers=bearer(key)).status_code for key in (ours[0], new)] == [200, 200]
+    write(tmp_path / "keys", line)
+    assert [guarded.predict(ONE, headers=bearer(key)).status_code for key in (ours[0], new)] == [401, 200]
+
+
+@pytest.mark.parametrize("lines", [["search-team:abc"], ["# nobody"], ["conlst_secret"], ["a b:" + "0" * 64]])
+def test_a_file_that_becomes_unusable_changes_nothing(
+    guarded: Server, ours: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, lines: list[str]
+) -> None:
+    write(tmp_path / "keys", *lines)
+    assert guarded.predict(ONE, headers=bearer(ours[0])).status_code == 200
+    assert "the keys stay as they were" in caplog.text
+    # it may be a key that someone wrote in place of its hash
+    assert "conlst_secret" not in caplog.text
+    with pytest.raises(ConfigError):
+        Keys(tmp_path / "keys", 0)
+
+
+def test_a_name_asks_no_more_than_its_rate(tmp_path: Path, ours: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("serving.keys.time.monotonic", lambda: now)
+    other, other_line = make_key("billing")
+    second, second_line = make_key("search-team")
+    keys = Keys(write(tmp_path / "keys", ours[1], other_line, second_line), 3)
+    for key in (ours[0], second, ours[0]):
+        assert keys.admit(f"Bearer {key}") == "search-team"
+    with pytest.raises(ApiError) as refused:
+        keys.admit(f"Bearer {second}")
+    assert (refused.value.status, refused.value.kind) == (429, "rate_limited")
+    assert refused.value.headers["Retry-After"] == "20"
+    assert keys.admit(f"Bearer {other}") == "billing"
+    now += 20
+    assert keys.admit(f"Bearer {ours[0]}") == "search-team"
+    with pytest.raises(ApiError):
+        keys.admit(f"Bearer {ours[0]}")
+    now += 3600
+    assert [keys.admit(f"Bearer {ours[0]}") for _ in range(3)] == ["search-team"] * 3
+    with pytest.raises(ApiError):
+        keys.admit(f"Bearer {ours[0]}")
+
+
+def test_refusals_by_rate_do_not_reach_a_model(tmp_path: Path, ours: tuple[str, str]) -> None:
+    folder = tiny_onnx_folder(tmp_path / "sw")
+    server = serve(f"sw={folder}", auth="keys", keys_file=write(tmp_path / "keys", ours[1]), rate_per_minute=1)
+    assert server.predict(MANY, headers=bearer(ours[0])).status_code == 200
+    answer = server.predict(MANY, headers=bearer(ours[0]))
+    server.refusal(429, "rate_limited", answer)
+    assert int(answer.headers["retry-after"]) <= 60
+    assert 'conlst_requests_total{route="/predict",status="429"} 1.0' in server.ask("GET", "/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        ({}, "CONLST_AUTH is not set"),
+        ({"auth": "yes"}, "CONLST_AUTH is 'yes'"),
+        ({"auth": "keys"}, "CONLST_KEYS_FILE is not set"),
+        ({"auth": "keys", "keys_file": Path("/no/such/file")}, "/no/such/file cannot be read"),
+        ({"auth": "none", "rate_per_minute": 5}, "counts by key"),
+    ],
+)
+def test_who_may_ask_has_to_be_chosen(chosen: dict, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        open_keys(Settings(**chosen))
+
+
+def test_one_key_of_two_names_is_refused(tmp_path: Path, ours: tuple[str, str]) -> None:
+    twice = write(tmp_path / "keys", ours[1], ours[1].replace("search-team", "billing"))
+    with pytest.raises(ConfigError, match="gives the key of search-team to billing too"):
+        Keys(twice, 0)
+
+
+def test_the_command_makes_a_key_that_fits_its_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serving.keys", "billing"]
+    told = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
+    (key,) = (word for word in told if word.startswith("conlst_"))
+    (line,) = (word for word in told if word.startswith("billing:"))
+    assert line == f"billing:{hashlib.sha256(key.encode()).hexdigest()}"
+    assert Keys(write(tmp_path / "keys", line), 0).admit(f"bearer {key}") == "billing"
+    refused = subprocess.run([*command[:-1], "a b"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "'a b' is no name for a key" in refused.stderr
+
+
+def test_no_key_is_ever_logged(guarded: Server, ours: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    guarded.predict(ONE, headers=bearer(ours[0]))
+    guarded.predict(ONE, headers=bearer("conlst_wrong"))
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith(("serving", "conlst"))]
+    assert lines
+    assert not [line for line in lines if ours[0] in line or "conlst_wrong" in line]

@@ -1,0 +1,124 @@
+"""The same answers as Hugging Face's zero-shot pipeline, given the same model."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ZeroShotClassificationPipeline
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from conlst.contract.labels import ID2LABEL
+from served import Server, serve
+from serving.zero_shot import hypotheses, ranked
+from tiny_onnx import WORDS, tiny_onnx_folder, tiny_tokenizer, tiny_weights
+
+TEXTS = ["watu wawili wanacheza mpira uwanjani", "mvua inanyesha leo", "mtu"]
+LABELS = ["mpira", "mvua", "watu"]
+TEMPLATE = "leo {}"
+
+
+class MeanOfEmbeddings(PreTrainedModel):
+    """What the tiny ONNX graph computes, as the library wants a model."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        table, classifier = (torch.tensor(weights) for weights in tiny_weights())
+        self.table, self.head = torch.nn.Parameter(table), torch.nn.Parameter(classifier)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutput:
+        mask = attention_mask[..., None].to(self.table.dtype)
+        pooled = (self.table[input_ids] * mask).sum(1) / mask.sum(1)
+        return SequenceClassifierOutput(logits=pooled @ self.head)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> ZeroShotClassificationPipeline:
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), model_max_length=64, **names)
+    config = PretrainedConfig(id2label=ID2LABEL, label2id={name: number for number, name in ID2LABEL.items()})
+    return ZeroShotClassificationPipeline(model=MeanOfEmbeddings(config), tokenizer=tokenizer, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    # raw logits are asked for, so the temperature must not show
+    return serve(f"sw={tiny_onnx_folder(tmp_path_factory.mktemp('zero') / 'sw', max_length=64, temperature=3.0)}")
+
+
+def ask(server: Server, **question: Any) -> list[dict[str, Any]]:
+    answer = server.ask("POST", "/zero-shot", json={"template": TEMPLATE, "language": "sw", **question})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["results"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join), min_size=1, max_size=4),
+    labels=st.lists(st.sampled_from(WORDS), min_size=1, max_size=6, unique=True),
+    multi_label=st.booleans(),
+)
+def test_labels_and_scores_are_the_pipelines(
+    theirs: ZeroShotClassificationPipeline, server: Server, texts: list[str], labels: list[str], multi_label: bool
+) -> None:
+    expected = theirs(texts, candidate_labels=labels, hypothesis_template=TEMPLATE, multi_label=multi_label)
+    for ours, other in zip(ask(server, texts=texts, labels=labels, multi_label=multi_label), expected, strict=True):
+        np.testing.assert_allclose(ours["scores"], other["scores"], atol=1e-5)
+        by_label = dict(zip(other["labels"], other["scores"], strict=True))
+        np.testing.assert_allclose([by_label[label] for label in ours["labels"]], ours["scores"], atol=1e-5)
+
+
+def test_one_text_is_answered_as_in_a_list(server: Server) -> None:
+    (alone,) = ask(server, text=TEXTS[1], labels=LABELS)
+    together = ask(server, texts=TEXTS, labels=LABELS)[1]
+    assert alone["labels"] == together["labels"]
+    assert alone["scores"] == pytest.approx(together["scores"], abs=1e-6)
+    assert sum(alone["scores"]) == pytest.approx(1)
+
+
+def test_the_template_is_english_unless_another_is_given(server: Server, theirs: ZeroShotClassificationPipeline) -> None:
+    answer = server.ask("POST", "/zero-shot", json={"text": TEXTS[0], "labels": LABELS, "language": "sw"})
+    expected = theirs(TEXTS[0], candidate_labels=LABELS)
+    assert answer.json()["results"][0]["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+
+
+def test_the_language_is_told_and_a_long_text_is_cut_only_on_demand(server: Server) -> None:
+    question = {"text": "mvua " * 80, "labels": LABELS, "language": "sw"}
+    error = server.refusal(422, "too_long", server.ask("POST", "/zero-shot", json=question))
+    assert error["index"] == 0
+    body = server.ask("POST", "/zero-shot", json={**question, "truncate": True}).json()
+    assert (body["language"], body["language_source"], body["results"][0]["truncated"]) == ("sw", "given", True)
+    assert body["model"]["name"] == "nli-sw"
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "kind", "named"),
+    [
+        ({"text": "leo", "labels": []}, 400, "invalid_request", "labels is empty"),
+        ({"texts": [], "labels": ["mvua"]}, 400, "invalid_request", "texts is empty"),
+        ({"text": "leo", "labels": ["mvua", "leo", "mvua"]}, 400, "invalid_request", "labels 0 and 2"),
+        ({"text": "leo", "labels": ["mvua"], "template": "no place"}, 400, "invalid_request", "the template"),
+        ({"text": "leo", "labels": ["mvua"], "template": "{} and {}"}, 400, "invalid_request", "the template"),
+        ({"text": "leo", "labels": ["mvua"], "template": "{0.__class__}"}, 400, "invalid_request", "the template"),
+        ({"text": "leo", "texts": ["leo"], "labels": ["mvua"]}, 400, "invalid_request", "text"),
+        ({"texts": ["leo", " "], "labels": ["mvua"]}, 422, "empty_text", "text 1"),
+        ({"text": "leo", "labels": ["mvua", ""]}, 422, "empty_text", "label 1"),
+        ({"texts": ["leo"] * 9, "labels": [f"m{n}" for n in range(8)]}, 413, "too_many_pairs", "72 pairs"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(server: Server, question: dict[str, Any], status: int, kind: str, named: str) -> None:
+    error = server.refusal(status, kind, server.ask("POST", "/zero-shot", json={"language": "sw", **question}))
+    assert named in error["message"]
+
+
+def test_a_label_is_put_into_the_template_as_it_stands() -> None:
+    assert hypotheses("Hii ni {}.", ["{x}", "%s"]) == ["Hii ni {x}.", "Hii ni %s."]
+
+
+def test_equal_scores_stand_as_in_the_pipeline() -> None:
+    assert ranked(["a", "b", "c"], np.array([0.2, 0.6, 0.2])) == (["b", "c", "a"], [0.6, 0.2, 0.2])
