@@ -1,9 +1,14 @@
 # Two images: `train` runs the pipeline's components and the command line, `serve` answers. `test` is `train` with its tests.
 #
-#   docker build --target serve -t conlst-serve --build-arg BASE=python:3.11-slim-bookworm@sha256:<digest> .
+#   docker build --target serve -t conlst-serve --build-arg BASE=python:3.11-slim-bookworm@sha256:<digest> \
+#     --build-arg VERSION=<conlst's> --build-arg COMMIT="$(git rev-parse HEAD)" \
+#     --build-arg LOCK="$(sha256sum serving/requirements.lock | cut -c -64)" .
 #
-# BASE has no default: it is python:3.11-slim-bookworm by the digest that `docker buildx imagetools inspect` shows; a tag alone
-# changes from one build to the next. A private index or CA is mounted for the build, never copied in.
+# The lock of `train` and `test` is requirements.lock. No argument has a default, and a wrong one is refused (infra/stamp.py). BASE
+# is python:3.11-slim-bookworm by the digest that `docker buildx imagetools inspect` shows; a tag alone changes from one build to
+# the next. A private index or CA is mounted for the build, never copied in; pip's cache lies in a mount too.
+#
+# Each image lists its Python packages in /app/sbom.cdx.json (CycloneDX). What the base's distribution installed is its own to list.
 ARG BASE
 
 FROM ${BASE} AS base
@@ -15,10 +20,24 @@ RUN groupadd --gid 10001 conlst \
     && python3 -m venv /opt/venv
 WORKDIR /app
 
-FROM base AS train
+# what lists an image's packages, in no image itself
+FROM base AS sbom
+COPY infra/sbom.lock ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /opt/sbom \
+    && /opt/sbom/bin/pip install --no-deps --require-hashes -r sbom.lock
+
+FROM base AS train-packages
 COPY requirements.lock torch.lock ./
-RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock \
-    && pip install --no-cache-dir -r torch.lock
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --require-hashes -r requirements.lock \
+    && pip install -r torch.lock
+
+FROM train-packages AS train-list
+COPY --from=sbom /opt/sbom /opt/sbom
+RUN /opt/sbom/bin/cyclonedx-py environment --output-file sbom.cdx.json /opt/venv/bin/python
+
+FROM train-packages AS train
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY conlst conlst
@@ -26,22 +45,52 @@ COPY components components
 COPY pipelines pipelines
 COPY serving serving
 # editable, as `make` installs it: the profiles are read from /app/configs
-RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --no-build-isolation --editable .
+COPY --from=train-list /app/sbom.cdx.json ./
+ARG BASE VERSION COMMIT LOCK
+RUN --mount=type=bind,source=infra/stamp.py,target=/mnt/stamp.py \
+    python /mnt/stamp.py requirements.lock
+LABEL org.opencontainers.image.title="conlst train" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.base.name="${BASE}" \
+      conlst.lock.sha256="${LOCK}"
 USER 10001:10001
 CMD ["conlst", "--help"]
 
 FROM train AS test
 COPY . .
-CMD ["python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow"]
+LABEL org.opencontainers.image.title="conlst test"
+CMD ["python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not machine"]
 
-FROM base AS serve
+FROM base AS serve-packages
 COPY serving/requirements.lock serving/
-RUN pip install --no-cache-dir --no-deps --require-hashes -r serving/requirements.lock
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --require-hashes -r serving/requirements.lock
+
+FROM serve-packages AS serve-list
+COPY --from=sbom /opt/sbom /opt/sbom
+RUN /opt/sbom/bin/cyclonedx-py environment --output-file sbom.cdx.json /opt/venv/bin/python
+
+FROM serve-packages AS serve
+COPY LICENSE ./
 COPY conlst/__init__.py conlst/
 COPY conlst/contract conlst/contract
 COPY conlst/runtime conlst/runtime
 COPY conlst/platform conlst/platform
 COPY serving serving
+COPY --from=serve-list /app/sbom.cdx.json ./
+ARG BASE VERSION COMMIT LOCK
+RUN --mount=type=bind,source=infra/stamp.py,target=/mnt/stamp.py \
+    python /mnt/stamp.py serving/requirements.lock
+LABEL org.opencontainers.image.title="conlst serve" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.base.name="${BASE}" \
+      conlst.lock.sha256="${LOCK}"
 # the home is read-only in a cluster; BentoML makes its folder wherever it is started
 ENV BENTOML_HOME=/tmp/bentoml
 USER 10001:10001

@@ -468,7 +468,13 @@ def test_a_command_that_is_stopped_goes_on_from_its_rows(
     endpoint.rules = [*[None] * 60, *[stall] * 20]
     command = [sys.executable, "-m", "conlst.cli", "predict", "--url", url, "--file", str(file), "--out", str(out)]
     process = subprocess.Popen(
-        [*command, "--key-file", str(key)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--key-file", str(key)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that runs the tests in the background has its children ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert stuck.wait(120)
     process.send_signal(number)
