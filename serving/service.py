@@ -17,8 +17,16 @@ from serving.http import Parts, create_app
 from serving.keys import open_keys
 from serving.models import Catalogue, find_sources
 from serving.scheduler import Scheduler
-from serving.settings import MOST_SECONDS, Settings
+from serving.settings import Settings
 from serving.watch import Watcher
+
+
+class _Never(float):
+    """A time limit that BentoML takes for none: its own keeps a timer of every request, 7 kB each, until the limit has passed."""
+
+    def __bool__(self) -> bool:
+        return False
+
 
 FLUSH_SECONDS = 8
 """How long feedback that waits may take to be written when the server ends; the rest is dropped."""
@@ -33,8 +41,8 @@ async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
     name="conlst",
     # one process computes with all threads; more of them would hold the models several times
     workers=1,
-    # our own deadline comes first and answers in our own form; BentoML keeps a timer of every request until this has passed
-    traffic={"timeout": MOST_SECONDS + 20},
+    # our own deadline ends a request, in our own form
+    traffic={"timeout": _Never("inf")},
     # BentoML's own label every path that anyone asks for; ours are in serving/metrics.py and serving/middleware.py
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},

@@ -8,11 +8,8 @@ from conlst.contract.cache import cache_folder
 from conlst.contract.errors import ConfigError
 from conlst.runtime.onnx import CPU
 
-# BentoML ends a request after 120 s with an answer of another form than ours, and cannot be told not to
-MOST_SECONDS = 100
-
 _FROM_ZERO = ("CONLST_THREADS", "CONLST_MAX_WAITING", "CONLST_RATE_PER_MINUTE", "CONLST_WATCH_SECONDS")
-_MOST = {"CONLST_DEADLINE_SECONDS": MOST_SECONDS, "CONLST_FEEDBACK_PERCENT": 100}
+_MOST = {"CONLST_FEEDBACK_PERCENT": 100}
 
 
 @dataclass(frozen=True)

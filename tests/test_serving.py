@@ -5,6 +5,7 @@ import pickle
 import re
 import threading
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import httpx
 import numpy as np
@@ -17,6 +18,7 @@ from conlst import __version__
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.labels import NAMES
 from served import CANARY, MANY, ONE, Bomb, Server, expected, serve
+from serving.models import Refusal
 from serving.openapi import openapi_document
 from serving.settings import Settings
 from tiny_onnx import PAIRS, slow_logits, tiny_onnx_folder
@@ -361,6 +363,35 @@ class TestLanguages:
         given = serve(two, fallback="fr").predict({**german, "language": "de"}).json()
         assert given["language_source"] == "fallback"
 
+    def test_one_pair_without_a_model_leaves_the_others_their_answers(self, two):
+        german = {"premise": "Zwei Kinder spielen im Garten mit dem Ball", "hypothesis": "Niemand spielt"}
+        french = {"premise": "Deux enfants jouent au ballon dans le jardin", "hypothesis": "Personne ne joue dehors"}
+        answer = serve(two).predict({"pairs": [german, french], "truncate": True, "partial": True}).json()
+        assert answer["predictions"][0]["error"]["type"] == "unknown_language"
+        assert answer["predictions"][1]["language"] == answer["language"] == "fr"
+        assert answer["language_source"] == "detected"
+
+    def test_feedback_of_the_fallback_is_kept_under_the_texts_own_language(self, two, tmp_path):
+        german = {"premise": "Zwei Kinder spielen im Garten mit dem Ball", "hypothesis": "Niemand spielt"}
+        swahili = {"premise": "Watoto wawili wanacheza mpira uwanjani leo", "hypothesis": "Hakuna mtu anayecheza"}
+        server = serve(two, fallback="fr", feedback=str(tmp_path))
+        server.predict({"pairs": [german, swahili, german], "truncate": True, "feedback": True})
+        server.feedback.close()
+        kept = {path.parts[-3]: pq.read_table(path).to_pylist() for path in tmp_path.rglob("*.parquet")}
+        assert {place: len(rows) for place, rows in kept.items()} == {"language=de": 2, "language=sw": 1}
+        assert {row["model"] for row in kept["language=de"]} == {"nli-fr"}
+        drift = server.ask("GET", "/drift").json()["languages"]
+        assert {code: told["pairs"] for code, told in drift.items()} == {"fr": 2, "sw": 1}
+        counted = server.ask("GET", "/metrics").text
+        assert 'conlst_text_languages_total{language="other",source="fallback"} 2.0' in counted
+        assert 'conlst_feedback_pairs_total{state="written"} 3.0' in counted
+
+    def test_finding_it_has_a_time_of_its_own(self, two):
+        german = {"premise": "Zwei Kinder spielen im Garten mit dem Ball", "hypothesis": "Niemand spielt", "truncate": True}
+        server = serve(two, fallback="fr")
+        assert "detect;dur=" in server.predict(german).headers["server-timing"]
+        assert "detect" not in server.predict(ONE).headers["server-timing"]
+
     def test_each_model_answers_its_own(self, two):
         server = serve(two)
         answers = [server.predict({**ONE, "language": code}).json()["predictions"][0]["probabilities"] for code in ("sw", "fr")]
@@ -377,6 +408,61 @@ class TestDeadlines:
         assert "0.05 s" in error["message"] or "deadline" in error["message"]
         release.set()
         assert server.predict(ONE, headers={"X-Deadline-Ms": "20000"}).status_code == 200
+
+    def test_a_body_that_does_not_end_is_not_waited_for(self, server):
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"{"
+            await asyncio.sleep(30)
+
+        headers = {"content-type": "application/json", "X-Deadline-Ms": "50"}
+        answer = server.ask("POST", "/predict", content=slow(), headers=headers)
+        server.refusal(504, "deadline", answer)
+        assert answer.headers["connection"] == "close"
+
+    def test_a_client_that_left_leaves_the_queue(self, folder, monkeypatch):
+        server = serve(f"sw={folder}")
+        predictor = server.catalogue.model_for("sw").predictor
+        run, begun, release = predictor.run, threading.Event(), threading.Event()
+
+        def held(rows):
+            begun.set()
+            assert release.wait(30)
+            return run(rows)
+
+        monkeypatch.setattr(predictor, "run", held)
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers, "root_path": ""}
+
+        async def crowd() -> int:
+            left = asyncio.Event()
+            messages = [{"type": "http.request", "body": json.dumps(ONE).encode(), "more_body": False}]
+            sent: list[dict] = []
+
+            async def receive() -> dict:
+                if messages:
+                    return messages.pop()
+                await left.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: dict) -> None:
+                sent.append(message)
+
+            async with server.client() as client:
+                first = asyncio.create_task(client.post("/predict", json=ONE))
+                while not begun.is_set():
+                    await asyncio.sleep(0.001)
+                leaving = asyncio.create_task(server.app(scope, receive, send))
+                while not server.scheduler.waiting_tokens:
+                    await asyncio.sleep(0.001)
+                left.set()
+                await leaving
+                waiting = server.scheduler.waiting
+                release.set()
+                assert (await first).status_code == 200
+            assert sent[0]["status"] == 499
+            return waiting
+
+        assert asyncio.run(crowd()) == 0
 
     @pytest.mark.parametrize("own", ["0", "-5", "1.5", "soon", "", "٣"])
     def test_one_that_is_no_number_is_refused(self, server, own):
@@ -432,6 +518,9 @@ def test_texts_are_never_logged_but_the_id_is(server, caplog, monkeypatch):
     server.predict({**canary, "premise": CANARY * 500})
     server.ask("POST", "/predict", content=f'{{"premise": "{CANARY}"', headers={"content-type": "application/json"})
     server.ask("GET", f"/{CANARY}")
+    zero_shot = {"text": CANARY, "labels": [CANARY, "leo"], "template": f"{CANARY} {{}}"}
+    for question in ({**zero_shot, "language": "sw"}, zero_shot, {**zero_shot, "template": CANARY}):
+        server.ask("POST", "/zero-shot", json=question)
 
     def fail(_):
         raise RuntimeError("the model broke")
@@ -478,6 +567,21 @@ def test_models_says_what_is_served(tmp_path):
     assert server.predict(ONE).json()["predictions"] != server.predict({**ONE, "language": "fr"}).json()["predictions"]
 
 
+def test_a_refused_promotion_is_seen_beside_the_model_that_goes_on(folder):
+    server = serve(f"sw={folder}")
+    since = datetime(2026, 1, 2, tzinfo=UTC)
+    server.catalogue.refuse("sw", Refusal(7, "d" * 64, "golden pair 0 is answered otherwise", since))
+    server.catalogue.refuse("fr", Refusal(None, None, "has no digest", since))
+    body = server.ask("GET", "/models").json()
+    (model,) = body["models"]
+    told = {"version": 7, "digest": "d" * 64, "reason": "golden pair 0 is answered otherwise", "since": "2026-01-02T00:00:00Z"}
+    assert model["refused"] == body["refused"]["sw"] == told
+    assert body["refused"]["fr"]["reason"] == "has no digest"
+    assert (model["gate"], model["temperature"], body["fallback"]) == (None, 1.0, None)
+    assert 'conlst_refused_promotions{language="sw"} 1.0' in server.ask("GET", "/metrics").text
+    assert server.predict(ONE).status_code == 200
+
+
 def test_the_openapi_document_is_closed_and_its_examples_are_answered(tmp_path):
     server = serve(f"sw={tiny_onnx_folder(tmp_path / 'sw', max_length=128)}")
     for path in ("/openapi.json", "/docs.json"):
@@ -488,12 +592,13 @@ def test_the_openapi_document_is_closed_and_its_examples_are_answered(tmp_path):
     assert "#/$defs" not in text
     for name in re.findall(r'"#/components/schemas/(\w+)"', text):
         assert name in document["components"]["schemas"]
-    post = document["paths"]["/predict"]["post"]
-    for example in post["requestBody"]["content"]["application/json"]["examples"].values():
-        answer = server.predict(example["value"])
-        assert answer.status_code == 200
-        assert answer.json().keys() == document["components"]["schemas"]["Answer"]["properties"].keys()
-    assert {"400", "404", "413", "415", "422", "429", "503"} <= post["responses"].keys()
+    for path, schema in (("/predict", "Answer"), ("/zero-shot", "ZeroShotAnswer")):
+        post = document["paths"][path]["post"]
+        for example in post["requestBody"]["content"]["application/json"]["examples"].values():
+            answer = server.ask("POST", path, json=example["value"])
+            assert answer.status_code == 200, answer.text
+            assert answer.json().keys() == document["components"]["schemas"][schema]["properties"].keys()
+        assert {"400", "401", "404", "413", "415", "422", "429", "503", "504"} <= post["responses"].keys()
 
 
 def test_nothing_is_answered_before_the_golden_pairs_are(folder):

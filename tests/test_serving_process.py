@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.labels import NAMES
 from pipelines.local_services import free_port
 from served import CANARY, CHECKOUT, MANY, ONE, Bomb, expected
+from serving.keys import make_key
 from serving.openapi import openapi_document
 from tiny_onnx import PAIRS, tiny_onnx_folder
 
@@ -153,6 +156,47 @@ def test_sigterm_lets_a_request_in_flight_finish(folder, tmp_path):
         assert process.popen.wait(40) == 0
     finally:
         stop(process)
+
+
+@pytest.mark.slow
+def test_sigterm_writes_the_feedback_that_waits(folder, tmp_path):
+    process = start(tmp_path, f"sw={folder}", CONLST_FEEDBACK=str(tmp_path / "kept"))
+    try:
+        process.until(lambda answer: answer.status_code == 200)
+        assert httpx.post(f"{process.url}/predict", json={**MANY, "feedback": True}).status_code == 200
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(40) == 0
+        (file,) = (tmp_path / "kept" / "language=sw").rglob("*.parquet")
+        assert pq.read_table(file).num_rows == len(PAIRS)
+    finally:
+        stop(process)
+
+
+@pytest.mark.slow
+def test_keys_guard_the_real_server_and_change_while_it_runs(folder, tmp_path):
+    (old, old_line), (new, new_line) = make_key("old"), make_key("new")
+    keys = tmp_path / "keys"
+    keys.write_text(f"{old_line}\n")
+    process = start(tmp_path, f"sw={folder}", CONLST_AUTH="keys", CONLST_KEYS_FILE=str(keys))
+    try:
+        process.until(lambda answer: answer.status_code == 200)
+        ask = partial(httpx.post, f"{process.url}/predict", json=ONE)
+        assert ask().status_code == 401
+        assert ask(headers={"Authorization": f"Bearer {old}"}).status_code == 200
+        keys.write_text(f"# of today\n{new_line}\n")
+        assert [ask(headers={"Authorization": f"Bearer {key}"}).status_code for key in (old, new)] == [401, 200]
+        assert httpx.get(f"{process.url}/livez").status_code == 200
+    finally:
+        stop(process)
+
+
+def test_an_address_for_others_needs_a_choice_of_who_may_ask():
+    variables = {name: value for name, value in os.environ.items() if name != "CONLST_AUTH"}
+    command = [sys.executable, "-m", "serving", "--host", "0.0.0.0", "--port", "1"]
+    told = subprocess.run(command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert "0.0.0.0 can be reached by others" in told.stderr
+    assert "CONLST_AUTH=none" in told.stderr
 
 
 def _answers(url: str) -> bool:

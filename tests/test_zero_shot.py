@@ -73,6 +73,20 @@ def test_labels_and_scores_are_the_pipelines(
         np.testing.assert_allclose([by_label[label] for label in ours["labels"]], ours["scores"], atol=1e-5)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("template", [TEMPLATE, "leo {}" + " mtu" * 20])
+def test_what_is_cut_is_cut_as_in_the_pipeline(
+    theirs: ZeroShotClassificationPipeline, server: Server, template: str, multi_label: bool
+) -> None:
+    text = " ".join((WORDS * 10)[:90])
+    expected = theirs(text, candidate_labels=LABELS, hypothesis_template=template, multi_label=multi_label)
+    (ours,) = ask(server, text=text, labels=LABELS, template=template, multi_label=multi_label, truncate=True)
+    assert ours["truncated"] is True
+    assert dict(zip(ours["labels"], ours["scores"], strict=True)) == pytest.approx(
+        dict(zip(expected["labels"], expected["scores"], strict=True)), abs=1e-5
+    )
+
+
 def test_one_text_is_answered_as_in_a_list(server: Server) -> None:
     (alone,) = ask(server, text=TEXTS[1], labels=LABELS)
     together = ask(server, texts=TEXTS, labels=LABELS)[1]

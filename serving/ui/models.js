@@ -23,12 +23,9 @@ function show(catalogue) {
     ...catalogue.models.map((model) => card(model, catalogue.fallback)),
     ...without.map(([language, refusal]) => unserved(language, refusal)),
   ];
-  if (cards.length) refill(list, ...cards);
-  else
-    refill(
-      list,
-      make("p", { class: "empty", text: catalogue.ready ? "No model is served." : stopped(`Not ready: ${catalogue.reason}`) }),
-    );
+  const said = catalogue.ready ? "No model is served." : stopped(`Not ready: ${catalogue.reason}`);
+  if (!catalogue.ready || !cards.length) cards.unshift(make("p", { class: "empty", text: said }));
+  refill(list, ...cards);
 }
 
 function card(model, fallback) {
