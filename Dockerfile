@@ -1,10 +1,11 @@
-# Two images: `train` runs the pipeline's components and the command line, `serve` answers. `test` is `train` with its tests.
+# `train` runs the pipeline's components and the command line, `serve` answers, `mlflow` is the server of infra/base. `test` is
+# `train` with its tests.
 #
 #   docker build --target serve -t conlst-serve --build-arg BASE=python:3.11-slim-bookworm@sha256:<digest> \
 #     --build-arg VERSION=<conlst's> --build-arg COMMIT="$(git rev-parse HEAD)" \
 #     --build-arg LOCK="$(sha256sum serving/requirements.lock | cut -c -64)" .
 #
-# The lock of `train` and `test` is requirements.lock. No argument has a default, and a wrong one is refused (infra/stamp.py). BASE
+# The lock of `train` and `test` is requirements.lock, that of `mlflow` is infra/mlflow.lock. No argument has a default, and a wrong one is refused (infra/stamp.py). BASE
 # is python:3.11-slim-bookworm by the digest that `docker buildx imagetools inspect` shows; a tag alone changes from one build to
 # the next. A private index or CA is mounted for the build, never copied in; pip's cache lies in a mount too.
 #
@@ -49,8 +50,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps --no-build-isolation --editable .
 COPY --from=train-list /app/sbom.cdx.json ./
 ARG BASE VERSION COMMIT LOCK
+# a checkout's own permissions may shut other users out
 RUN --mount=type=bind,source=infra/stamp.py,target=/mnt/stamp.py \
-    python /mnt/stamp.py requirements.lock
+    python /mnt/stamp.py requirements.lock \
+    && chmod -R a+rX .
 LABEL org.opencontainers.image.title="conlst train" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
@@ -61,7 +64,7 @@ USER 10001:10001
 CMD ["conlst", "--help"]
 
 FROM train AS test
-COPY . .
+COPY --chown=10001:10001 . .
 LABEL org.opencontainers.image.title="conlst test"
 CMD ["python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not machine"]
 
@@ -83,8 +86,10 @@ COPY conlst/platform conlst/platform
 COPY serving serving
 COPY --from=serve-list /app/sbom.cdx.json ./
 ARG BASE VERSION COMMIT LOCK
+# a checkout's own permissions may shut other users out
 RUN --mount=type=bind,source=infra/stamp.py,target=/mnt/stamp.py \
-    python /mnt/stamp.py serving/requirements.lock
+    python /mnt/stamp.py serving/requirements.lock \
+    && chmod -R a+rX .
 LABEL org.opencontainers.image.title="conlst serve" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
@@ -97,3 +102,32 @@ USER 10001:10001
 EXPOSE 3000
 ENTRYPOINT ["python", "-m", "serving"]
 CMD ["--host", "0.0.0.0", "--port", "3000"]
+
+FROM base AS mlflow-packages
+COPY infra/mlflow.lock infra/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --require-hashes -r infra/mlflow.lock
+
+FROM mlflow-packages AS mlflow-list
+COPY --from=sbom /opt/sbom /opt/sbom
+RUN /opt/sbom/bin/cyclonedx-py environment --output-file sbom.cdx.json /opt/venv/bin/python
+
+FROM mlflow-packages AS mlflow
+COPY LICENSE ./
+# the version that it was built with
+COPY conlst/__init__.py conlst/
+COPY --from=mlflow-list /app/sbom.cdx.json ./
+ARG BASE VERSION COMMIT LOCK
+RUN --mount=type=bind,source=infra/stamp.py,target=/mnt/stamp.py \
+    python /mnt/stamp.py infra/mlflow.lock \
+    && chmod -R a+rX .
+LABEL org.opencontainers.image.title="conlst mlflow" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.base.name="${BASE}" \
+      conlst.lock.sha256="${LOCK}"
+USER 10001:10001
+EXPOSE 5000
+# how it is started stands in infra/base/mlflow.yaml
+CMD ["mlflow", "--version"]

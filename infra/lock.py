@@ -1,4 +1,4 @@
-"""Write requirements.lock, from what is installed here, and the part of it that serving needs: ``python -m infra.lock``.
+"""Write requirements.lock, from what is installed here, and the parts of it that other images need: ``python -m infra.lock``.
 
 Run it in an environment in which the tests passed. It asks PyPI for the digests of each version's files: an install takes these
 files or none. torch is not among them: the index decides whether it comes with CUDA, and torch.lock pins it.
@@ -17,7 +17,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LOCK, SERVING_LOCK = ROOT / "requirements.lock", ROOT / "serving" / "requirements.lock"
+LOCK, SERVING_LOCK, MLFLOW_LOCK = (
+    ROOT / name for name in ("requirements.lock", "serving/requirements.lock", "infra/mlflow.lock")
+)
+# the server of infra/base/mlflow.yaml: with users, on PostgreSQL and S3
+_MLFLOW = ["mlflow[auth]", "psycopg2-binary", "boto3"]
 # pip comes with the environment, conlst is the checkout
 _ELSEWHERE = {"conlst", "pip", "torch"}
 # of the wheels those that somebody may install: CPython on Linux, macOS on Arm, or any machine
@@ -45,12 +49,22 @@ def whole_lock() -> str:
 
 
 def serving_lock() -> str:
-    """The text of serving/requirements.lock: of requirements.lock what serving/bentofile.yaml names and what that stands on.
+    """The text of serving/requirements.lock: what serving/bentofile.yaml names and what that stands on."""
+    return _part(yaml.safe_load((ROOT / "serving" / "bentofile.yaml").read_text())["python"]["packages"])
+
+
+def mlflow_lock() -> str:
+    """The text of infra/mlflow.lock."""
+    return _part(_MLFLOW)
+
+
+def _part(roots: list[str]) -> str:
+    """Of requirements.lock what some packages stand on, themselves included.
 
     Raises:
         SystemExit: if something is needed that requirements.lock does not pin.
     """
-    names = _needed(yaml.safe_load((ROOT / "serving" / "bentofile.yaml").read_text())["python"]["packages"])
+    names = _needed(roots)
     pinned = pins(LOCK)
     if missing := sorted(names - pinned.keys()):
         raise SystemExit(f"requirements.lock does not pin {', '.join(missing)}; install them and run python -m infra.lock")
@@ -111,3 +125,4 @@ def _needed(roots: list[str]) -> set[str]:
 if __name__ == "__main__":
     LOCK.write_text(whole_lock())
     SERVING_LOCK.write_text(serving_lock())
+    MLFLOW_LOCK.write_text(mlflow_lock())

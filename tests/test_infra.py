@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import hashlib
 import re
 import shutil
 import sys
@@ -17,9 +18,11 @@ from kfp import compiler, dsl
 from packaging.utils import canonicalize_name
 
 from components.summarize import summarize
-from infra.lock import LOCK, SERVING_LOCK, pins, serving_lock
+from conlst import __version__
+from infra.lock import LOCK, MLFLOW_LOCK, SERVING_LOCK, mlflow_lock, pins, serving_lock
 from infra.policies.network import FLOWS
 from infra.rendered import Pod
+from infra.stamp import wrong
 from infra.validate import render
 from machine import needs
 from pipelines.cluster import Cluster, on_cluster
@@ -30,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 BASE = ROOT / "infra" / "base"
 LOCAL, AWS = (ROOT / "infra" / "overlays" / place for place in ("local", "aws"))
 USER = 10001
-TARGETS = ("train", "test", "serve")
+TARGETS = ("train", "test", "serve", "mlflow")
 
 Object = dict[str, Any]
 
@@ -78,8 +81,14 @@ def _stages() -> dict[str, list[tuple[str, str]]]:
 
 
 def _copied(stage: str) -> list[str]:
+    """What a stage takes from the checkout."""
     copies = [argument.split() for instruction, argument in _stages()[stage] if instruction == "COPY"]
-    return [source for sources in copies for source in sources[:-1]]
+    from_checkout = [words for words in copies if not words[0].startswith("--from=")]
+    return [word for words in from_checkout for word in words[:-1] if not word.startswith("--")]
+
+
+def _arguments(stage: str) -> set[str]:
+    return {name for instruction, names in _stages()[stage] if instruction == "ARG" for name in names.split()}
 
 
 class TestEndpoint:
@@ -312,7 +321,7 @@ class TestImages:
     def test_nothing_is_fetched_but_packages_and_no_argument_could_be_a_secret(self) -> None:
         instructions = [pair for stage in _stages().values() for pair in stage]
         assert not [pair for pair in instructions if pair[0] == "ADD"]
-        assert {argument for instruction, argument in instructions if instruction == "ARG"} == {"BASE"}
+        assert set().union(*map(_arguments, _stages())) == {"BASE", "VERSION", "COMMIT", "LOCK"}
         named = " ".join(argument for instruction, argument in instructions if instruction == "ENV")
         assert not re.search(r"key|secret|token|password", named, re.IGNORECASE)
 
@@ -329,6 +338,58 @@ class TestImages:
         assert copied <= allowed
         assert all((ROOT / name).exists() for name in allowed)
 
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_packages_come_by_digest_and_leave_no_cache(self, target: str) -> None:
+        installs = [argument for instruction, argument in _stages()[target] if instruction == "RUN" and "pip install" in argument]
+        assert all("--mount=type=cache,target=/root/.cache/pip" in install for install in installs)
+        # torch's file depends on the index, and the checkout is no package of an index
+        commands = [command for install in installs for command in re.findall(r"pip install ([^&]+)", install)]
+        others = [command.strip() for command in commands if "--no-deps --require-hashes" not in command]
+        assert others in ([], ["-r torch.lock", "--no-deps --no-build-isolation --editable ."])
+
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_labels_are_stamped_with_every_argument(self, target: str) -> None:
+        instructions = _stages()[target]
+        assert _arguments(target) == {"BASE", "VERSION", "COMMIT", "LOCK"}
+        (stamp,) = (argument for instruction, argument in instructions if instruction == "RUN" and "stamp.py" in argument)
+        copied_locks = {source for source in _copied(target) if source.endswith(".lock")}
+        stamped = re.search(r"stamp\.py (\S+\.lock)", stamp)
+        assert stamped is not None
+        assert stamped[1] in copied_locks
+
+
+_TRUE = {"BASE": "python:3.11-slim-bookworm@sha256:" + "0a" * 32, "VERSION": "1.2.3", "COMMIT": "0a" * 20}
+
+
+class TestStamp:
+    def _wrong(self, folder: Path, **changes: str) -> list[str]:
+        (folder / "a.lock").write_text("numpy==1\n")
+        (folder / "__init__.py").write_text('"""Doc."""\n\n__version__ = "1.2.3"\n')
+        lock = hashlib.sha256(b"numpy==1\n").hexdigest()
+        return wrong({**_TRUE, "LOCK": lock, **changes}, folder / "a.lock", folder / "__init__.py")
+
+    def test_what_is_true_passes(self, tmp_path: Path) -> None:
+        assert self._wrong(tmp_path) == []
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *((name, "") for name in ("BASE", "VERSION", "COMMIT", "LOCK")),
+            ("BASE", "python:3.11-slim-bookworm"),
+            ("VERSION", "1.2.4"),
+            ("COMMIT", "0a0a0a0"),
+            ("COMMIT", "main"),
+            ("LOCK", "0a" * 32),
+        ],
+    )
+    def test_what_is_not_is_named_with_its_mend(self, tmp_path: Path, name: str, value: str) -> None:
+        (found,) = self._wrong(tmp_path, **{name: value})
+        assert found.startswith(f"{name} is {value!r}; give --build-arg {name}=")
+
+    def test_finds_the_version_of_this_checkout(self) -> None:
+        arguments = {**_TRUE, "VERSION": __version__, "LOCK": hashlib.sha256(LOCK.read_bytes()).hexdigest()}
+        assert wrong(arguments, LOCK, ROOT / "conlst" / "__init__.py") == []
+
 
 class TestServingLock:
     def test_every_pin_is_one_of_the_whole_lock_and_has_digests(self) -> None:
@@ -343,6 +404,7 @@ class TestServingLock:
 
     def test_is_what_its_script_makes(self) -> None:
         assert serving_lock() == SERVING_LOCK.read_text()
+        assert mlflow_lock() == MLFLOW_LOCK.read_text()
 
     def test_pins_what_is_installed(self) -> None:
         assert {name: pin for name, (pin, _) in pins(LOCK).items() if version(name) != pin.split("==")[1]} == {}
