@@ -12,9 +12,17 @@ def export(
     language: str,
     model: dsl.Input[dsl.Model],
     pairs: dsl.Input[dsl.Dataset],
+    test: dsl.Input[dsl.Dataset],
+    development: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Input[dsl.Artifact],
     served: dsl.Output[dsl.Model],
 ) -> None:
-    """Write ``model`` as ONNX; fails unless it answers ``pairs`` as torch does."""
+    """Write ``model`` as ONNX, calibrated, INT8 if that passes; fails unless it answers ``pairs`` as torch does.
+
+    Args:
+        test: pairs of the language; their labels are read only if those of ``evaluation`` were.
+        development: labelled English pairs.
+    """
     from pathlib import Path
 
     from components.record import recorded
@@ -23,5 +31,6 @@ def export(
 
     checked = config_from_json(config)
     with recorded(checked, job, language, "export", served.path) as run:
-        difference = export_model(checked, Path(model.path), Path(pairs.path), Path(served.path))
+        judged = {"development": Path(development.path), "test": Path(test.path), "evaluation": Path(evaluation.path)}
+        difference = export_model(checked, Path(model.path), Path(pairs.path), Path(served.path), **judged)
         run.metrics({"parity": difference})

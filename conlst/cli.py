@@ -118,8 +118,14 @@ def export(options: argparse.Namespace) -> Result:
     pairs_language = language if language in sample_languages() or options.data else "en"
     sources = _local([options.data or f"sample:{pairs_language}"], work)
     folders.ingest(config, "test", sources, pairs_language, work / "pairs")
-    difference = folders.export_model(config, model, work / "pairs", options.out)
-    return {"model": str(options.out), "language": language, "parity": difference}
+    development = None
+    if options.development:
+        development = work / "development"
+        folders.ingest(config, "source_dev", _local([options.development], work), "en", development)
+    difference = folders.export_model(config, model, work / "pairs", options.out, development=development)
+    settings = json.loads((options.out / "config.json").read_text(encoding="utf-8"))
+    told = {name: settings[name] for name in ("precision", "precision_reason", "temperature")}
+    return {"model": str(options.out), "language": language, "parity": difference, **told}
 
 
 def trim(options: argparse.Namespace) -> Result:
@@ -465,6 +471,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
     sub.add_argument(
         "--data", metavar="FILE", help="pairs to compare on (default: the sample of the model's language, or of English)"
+    )
+    sub.add_argument(
+        "--development",
+        metavar="FILE",
+        help="labelled English pairs: with them INT8 is tried and probabilities are calibrated",
     )
     sub.add_argument("--out", type=Path, required=True, help="folder to serve")
 

@@ -86,13 +86,14 @@ def _adapt_all(place: Placement, config: str, languages: object, store: str) -> 
         place.train(evaluate(**comparison, stage="calibrated", model=calibrated.output))
         evaluated = place.train(evaluate(**comparison, stage="adapted", model=adapted.output))
 
-        served = place.serve(export(**here, model=adapted.output, pairs=pool.output))
+        measured = evaluated.outputs["evaluation"]
+        served = place.serve(export(**here, **judged, model=adapted.output, pairs=pool.output, evaluation=measured))
         released = place.serve(
             register(
                 **here,
                 store=store,
                 served=served.output,
-                evaluation=evaluated.outputs["evaluation"],
+                evaluation=measured,
                 zero_shot=zero_shot.outputs["evaluation"],
                 pool=pool.output,
             )

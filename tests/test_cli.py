@@ -204,9 +204,21 @@ def test_evaluate_compares_with_an_earlier_evaluation(
 
 
 def test_export_publishes_a_folder_to_serve(user: Path, exported: dict[str, Any]) -> None:
-    assert exported == {"model": str(user / "served" / "sw"), "language": "sw", "parity": exported["parity"]}
+    assert exported.keys() == {"model", "language", "parity", "precision", "precision_reason", "temperature"}
+    assert (exported["model"], exported["language"]) == (str(user / "served" / "sw"), "sw")
+    # nothing was given that could show what INT8 costs
+    assert (exported["precision"], exported["temperature"]) == ("fp32", 1.0)
     assert 0 <= exported["parity"] <= 1e-4
     assert verify(Path(exported["model"]), "onnx").meta["language"] == "sw"
+
+
+def test_export_with_english_pairs_calibrates_and_judges_int8(user: Path, adapted: dict[str, Any], tmp_path: Path) -> None:
+    pairs = ("--data", user / "pool.tsv", "--development", user / "dev.tsv")
+    told = conlst("export", "--model", adapted["model"], *pairs, "--out", tmp_path / "sw").result
+    assert "int8 agrees with fp32 on" in told["precision_reason"]
+    card = json.loads((tmp_path / "sw" / "card.json").read_text())
+    assert card["temperature"]["value"] == told["temperature"] != 1.0
+    assert card["precision"]["served"] == told["precision"]
 
 
 def test_trim_takes_no_tokenizer_of_another_kind(exported: dict[str, Any], tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_golden_pairs_are_answered_again(exported: Exported) -> None:
 
 def test_the_folder_is_all_that_serving_needs(exported: Exported) -> None:
     manifest = verify(exported.folder, "onnx")
-    assert set(manifest.files) == {"model.onnx", "embeddings.bin", "tokenizer.json", "config.json", "golden.json"}
+    assert set(manifest.files) == {"model.onnx", "embeddings.bin", "tokenizer.json", "config.json", "card.json", "golden.json"}
     assert manifest.parents == {"model": read_manifest(exported.model).digest}
     assert manifest.meta == {"language": "sw"}
     settings = json.loads((exported.folder / "config.json").read_text())

@@ -29,7 +29,8 @@ def release(
     manifest, measured = read_manifest(served, "onnx"), read_manifest(evaluation)
     before = read_manifest(zero_shot, measured.kind).meta
     uri = objects.push_folder(served, store)
-    metrics = {"parity": float(json.loads((served / "config.json").read_text())["parity"])}
+    settings = json.loads((served / "config.json").read_text())
+    metrics = {"parity": float(settings["parity"])}
     if measured.kind == "estimate":
         metrics |= {name: float(measured.meta[name]) for name in _ESTIMATED}
         metrics["source_english_accuracy"] = float(before["english_accuracy"])
@@ -44,6 +45,8 @@ def release(
         "config": config.name,
         "config_digest": config.digest,
         "code": manifest.code,
+        "precision": settings["precision"],
+        "precision_reason": settings["precision_reason"],
         "model_digest": manifest.parents["model"],
         "test": measured.meta["fingerprint"],
         "pool": read_manifest(pool, "pairs").digest,

@@ -1,9 +1,12 @@
 """Evaluation, export and prediction of published models."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
 
 from conlst.contract.artifacts import read_manifest
@@ -12,8 +15,9 @@ from conlst.contract.errors import DataError
 from conlst.data.pairs import fingerprint, read_pairs, require_labels
 from conlst.data.tokens import tokenize
 from conlst.model.folder import Model, load_model
-from conlst.stages.evaluate import protocol_of, publish_evaluation
-from conlst.stages.export import export_onnx
+from conlst.stages.evaluate import KIND as EVALUATION
+from conlst.stages.evaluate import protocol_of, publish_evaluation, read_evaluation
+from conlst.stages.export import Reference, export_onnx
 from conlst.stages.folders.pairs import hashes_of, labels_of, read_history, tokens_of
 from conlst.stages.predict import predict_logits
 from conlst.training import set_up_compute
@@ -47,10 +51,67 @@ def evaluate_model(
     )
 
 
-def export_model(config: Config, model: Path, pairs: Path, out: Path) -> float:
-    """Publish the ONNX folder of ``model``; returns the largest difference of logits on at most 200 of the pairs."""
-    some = read_pairs(pairs).take(200)
-    return export_onnx(model, list(zip(some["premise"], some["hypothesis"], strict=True)), out, config)
+def export_model(
+    config: Config,
+    model: Path,
+    pairs: Path,
+    out: Path,
+    *,
+    development: Path | None = None,
+    test: Path | None = None,
+    evaluation: Path | None = None,
+) -> float:
+    """Publish the ONNX folder of ``model``.
+
+    Args:
+        pairs: of its language, without regard to labels; ONNX must answer the first 200 as torch does.
+        development: labelled English pairs that no stage trained on. Without them float32 is served, at temperature 1.
+        test: pairs of the language that it was not adapted on; their labels are read only beside an ``evaluation`` by labels.
+        evaluation: what was measured of the model, an ``evaluation`` or an ``estimate``, for the card.
+
+    Returns:
+        The largest difference of logits from torch.
+
+    Raises:
+        DataError: if the evaluation is of another model.
+    """
+    pool = read_pairs(pairs)
+    reference = Reference(_texts(_some(pool, config)), [], None, [], np.empty(0, np.int64))
+    if development is not None:
+        english = _some(read_pairs(development), config)
+        require_labels(english, str(development))
+        reference = replace(reference, english=_texts(english), english_labels=labels_of(english).numpy())
+    by_labels = evaluation is not None and _evaluates(evaluation, model)
+    if evaluation is not None and by_labels:
+        reference = replace(reference, evaluation=read_evaluation(evaluation))
+    if test is not None:
+        held_out = read_pairs(test)
+        if by_labels:
+            require_labels(held_out, str(test))
+            reference = replace(reference, held_out=_texts(held_out), held_out_labels=labels_of(held_out).numpy())
+        else:
+            reference = replace(reference, held_out=_texts(_some(held_out, config)))
+    return export_onnx(model, _texts(pool.take(200)), out, config, reference)
+
+
+def _evaluates(evaluation: Path, model: Path) -> bool:
+    """Whether labels of the language were read for it."""
+    measured, digest = read_manifest(evaluation), read_manifest(model).digest
+    if measured.parents.get("model") != digest:
+        raise DataError(f"{evaluation} is not of {model}; evaluate the model that is exported")
+    return measured.kind == EVALUATION
+
+
+def _some(pairs: Dataset, config: Config) -> Dataset:
+    """A random draw, if there are more than an export compares on."""
+    if len(pairs) <= config.export.pairs:
+        return pairs
+    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.seed))[: config.export.pairs]
+    return pairs.select(sorted(chosen.tolist()))
+
+
+def _texts(pairs: Dataset) -> list[tuple[str, str]]:
+    return list(zip(pairs["premise"], pairs["hypothesis"], strict=True))
 
 
 def predict_pairs(model: Path, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
