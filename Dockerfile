@@ -60,6 +60,7 @@ LABEL org.opencontainers.image.title="conlst train" \
       org.opencontainers.image.revision="${COMMIT}" \
       org.opencontainers.image.base.name="${BASE}" \
       conlst.lock.sha256="${LOCK}"
+ENV CONLST_COMMIT=${COMMIT}
 USER 10001:10001
 CMD ["conlst", "--help"]
 

@@ -8,6 +8,7 @@ from conlst.contract.artifacts import MANIFEST, read_manifest
 from conlst.contract.config import Config
 from conlst.contract.logs import set_up_logging
 from conlst.platform import tracking
+from conlst.platform.origin import origin
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def recorded(config: Config, job: str, language: str, stage: str, out: str) -> I
     set_up_logging()
     key = f"{job}/{language}/{stage}"
     params = {"seed": config.seed, "config": config.name, "config_digest": config.digest}
-    tags = {"language": language, "stage": stage, "job": job}
+    tags = {"language": language, "stage": stage, "job": job, **origin()}
     folder = Path(f"{out}.untracked")
     with tracking.run(key, experiment="conlst", folder=folder, key=key, parent=job, tags=tags, params=params) as run:
         yield run

@@ -112,6 +112,8 @@ def on_cluster(image: str, cluster: Cluster) -> Placement:
         task.set_memory_request(needs.memory_request).set_memory_limit(needs.memory_limit)
         task.set_env_variable("HF_HUB_DISABLE_TELEMETRY", "1")
         task.set_env_variable("TOKENIZERS_PARALLELISM", "false")
+        # a container cannot see its own digest
+        task.set_env_variable("CONLST_IMAGE", image)
         kubernetes.set_timeout(task, cluster.hours * 3600)
         kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
         if cluster.image_pull_secret:

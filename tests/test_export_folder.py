@@ -80,13 +80,19 @@ def test_the_evaluation_of_another_model_is_refused(config: Config, work: Path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_version_carries_its_precision(config: Config, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_carries_its_precision_and_what_made_it(
+    config: Config, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = SimpleNamespace()
     monkeypatch.setattr(objects, "push_folder", lambda folder, store: f"{store}/{folder.name}")
     monkeypatch.setattr(registry, "register", lambda *_args, metrics, tags: vars(given).update(metrics=metrics, tags=tags) or 7)
+    monkeypatch.setenv("CONLST_COMMIT", "abc")
+    monkeypatch.delenv("CONLST_IMAGE", raising=False)
     card = export(config, work, tmp_path / "out", development="dev")
     evaluation = work / "evaluation"
     assert release(config, "job", "sw", "s3://b/p", tmp_path / "out", evaluation, evaluation, work / "pool") == 7
     assert given.tags["precision"] == card["precision"]["served"] == "int8"
     assert given.tags["precision_reason"] == card["precision"]["reason"]
     assert given.tags["model_digest"] == verify(work / "model").digest
+    assert given.tags["commit"] == "abc"
+    assert "image" not in given.tags

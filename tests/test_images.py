@@ -168,6 +168,9 @@ class TestTrain:
         assert written["metadata"]["pairs"] > 100
         assert manifest.kind == "pairs"
 
+    def test_knows_the_commit_for_its_records(self, podman: Podman, train: str) -> None:
+        assert _in(podman, train, "echo $CONLST_COMMIT").strip() == COMMIT
+
     def test_command_line_starts(self, podman: Podman, train: str) -> None:
         assert podman.run("run", "--rm", *LOCKED_DOWN, train).stdout.startswith("usage: conlst")
 

@@ -113,6 +113,9 @@ def test_every_image_is_named_by_digest(cluster: Compiled) -> None:
     images = [executor["container"]["image"] for executor in cluster.pipeline["deploymentSpec"]["executors"].values()]
     assert len(images) == len(TRAINING | OTHERS)
     assert set(images) == {IMAGE}
+    # for the record: a container cannot see its own digest
+    for executor in cluster.pipeline["deploymentSpec"]["executors"].values():
+        assert {"name": "CONLST_IMAGE", "value": IMAGE} in executor["container"]["env"]
     # nor does a tag stand anywhere else, the platform's document included
     mentions = [text for text in (*strings(cluster.pipeline), *strings(cluster.kubernetes)) if "conlst-train" in text]
     assert all("@sha256:" in text for text in mentions)

@@ -6,6 +6,7 @@ from pathlib import Path
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.config import Config
 from conlst.platform import objects, registry
+from conlst.platform.origin import origin
 
 _ESTIMATED = ("estimated_accuracy", "english_accuracy", "least_label_share", "view_agreement", "unlabelled_n")
 
@@ -45,6 +46,7 @@ def release(
         "config": config.name,
         "config_digest": config.digest,
         "code": manifest.code,
+        **origin(),
         "precision": settings["precision"],
         "precision_reason": settings["precision_reason"],
         "model_digest": manifest.parents["model"],
