@@ -5,6 +5,7 @@ import os
 from threading import Thread
 
 import bentoml
+import yaml
 from bentoml.exceptions import BentoMLConfigException
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -27,6 +28,9 @@ class _Never(float):
     def __bool__(self) -> bool:
         return False
 
+
+# `bentoml build` writes the service's settings into the Bento
+yaml.SafeDumper.add_representer(_Never, lambda dumper, value: dumper.represent_float(float(value)))
 
 FLUSH_SECONDS = 8
 """How long feedback that waits may take to be written when the server ends; the rest is dropped."""

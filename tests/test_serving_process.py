@@ -230,22 +230,37 @@ def test_the_real_server_ends_with_the_reason_when_there_is_nothing_to_serve(tmp
 
 
 @pytest.mark.slow
-def test_the_bento_holds_all_that_the_service_imports(tmp_path):
+def test_a_bento_is_built_and_serves_by_itself(folder: Path, tmp_path: Path) -> None:
     variables = {**os.environ, "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "True"}
     build = [sys.executable, "-m", "bentoml", "build", "-f", "serving/bentofile.yaml", ".", "--output", "tag"]
-    built = subprocess.run(build, cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=True)
+    built = subprocess.run(build, cwd=CHECKOUT, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     name, version = re.search(r"__tag__:(\w+):(\w+)", built.stdout).groups()
-    source = tmp_path / "bentos" / name / version / "src"
-    program = "import conlst, conlst.platform.registry, conlst.platform.objects, serving.service; print(conlst.__file__)"
+    bento = tmp_path / "bentos" / name / version
+    variables["PYTHONPATH"] = str(bento / "src")
     found = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", "import conlst, serving.service; print(conlst.__file__)"],
         cwd=tmp_path,
-        env={**variables, "PYTHONPATH": str(source)},
-        capture_output=True,
+        env=variables,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    assert found.stdout.strip() == str(source / "conlst" / "__init__.py")
+    assert found.stdout.strip() == str(bento / "src" / "conlst" / "__init__.py")
+
+    port = free_port()
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "bentoml", "serve", str(bento), "--host", "127.0.0.1", "--port", str(port)]
+        settings = {"CONLST_MODELS": f"sw={folder}", "CONLST_THREADS": "1", "CONLST_AUTH": "none"}
+        popen = subprocess.Popen(command, cwd=tmp_path, env=variables | settings, stdout=output, stderr=output)
+    process = Process(popen, f"http://127.0.0.1:{port}", log)
+    try:
+        process.until(lambda answer: answer.status_code == 200)
+        answer = httpx.post(f"{process.url}/predict", json=ONE)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["predictions"][0]["label"] in NAMES
+    finally:
+        stop(process)
 
 
 def test_the_command_gives_its_place_and_its_signals_to_the_server(tmp_path: Path) -> None:
