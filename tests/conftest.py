@@ -40,11 +40,28 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Service]:
         yield service
 
 
+@pytest.fixture
+def prefix(s3: S3Service, request: pytest.FixtureRequest) -> str:
+    """``s3://…`` in the real server, the test's own: a ledger that another test wrote would decide over its promotions."""
+    return f"s3://{s3.bucket}/{request.node.originalname}"
+
+
 @pytest.fixture(scope="session")
-def mlflow_uri(s3: S3Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real MLflow server that keeps its artifacts in ``s3``."""
+def mlflow_process(s3: S3Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real MLflow server that keeps its artifacts in ``s3``; it takes long to start, so there is one."""
     with real_mlflow(tmp_path_factory.mktemp("mlflow"), s3) as uri:
         yield uri
+
+
+@pytest.fixture
+def mlflow_uri(mlflow_process: str) -> str:
+    """Address of a real MLflow server with an empty registry."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(mlflow_process, mlflow_process)
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+    return mlflow_process
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from conlst.contract.config import Config, config_from_dict
 from conlst.platform import objects, registry
 from pipelines.local import run_locally
-from pipelines.local_services import S3Service
 from tiny import tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
 pytestmark = pytest.mark.slow
@@ -33,11 +32,11 @@ def collect(folder: Path, feedback: str, name: str, count: int, seed: int) -> No
 
 
 @pytest.fixture
-def config(tmp_path: Path, s3: S3Service) -> Config:
-    data = f"s3://{s3.bucket}/loop/data"
+def config(tmp_path: Path, prefix: str) -> Config:
+    data = f"{prefix}/data"
     for name, seed, count in (("en", 1, 240), ("dev", 2, 60)):
         objects.push_file(write_tsv(tmp_path / f"{name}.tsv", tiny_pairs(count, seed)), f"{data}/{name}.tsv")
-    feedback = f"collected:s3://{s3.bucket}/loop/feedback"
+    feedback = f"collected:{prefix}/feedback"
     return config_from_dict(
         tiny_config(
             tiny_backbone(tmp_path / "backbone"),
@@ -58,10 +57,10 @@ def config(tmp_path: Path, s3: S3Service) -> Config:
 
 
 def test_new_text_is_adapted_to_and_nothing_to_do_is_a_clean_success(
-    tmp_path: Path, s3: S3Service, mlflow_uri: str, config: Config, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prefix: str, mlflow_uri: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    feedback, store = f"s3://{s3.bucket}/loop/feedback", f"s3://{s3.bucket}/loop/models"
+    feedback, store = f"{prefix}/feedback", f"{prefix}/models"
 
     def run(name: str) -> list[dict]:
         return run_locally(config, tmp_path / name, store)["decisions"]

@@ -9,17 +9,16 @@ from conlst.contract.artifacts import verify
 from conlst.contract.config import config_from_dict
 from conlst.platform import objects, registry
 from pipelines.local import run_locally
-from pipelines.local_services import S3Service
 from tiny import tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
 pytestmark = pytest.mark.slow
 
 
 def test_pipeline_trains_evaluates_and_promotes_each_language(
-    tmp_path: Path, s3: S3Service, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prefix: str, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    data = f"s3://{s3.bucket}/data"
+    data = f"{prefix}/data"
     for name, seed, count in (("en", 1, 240), ("dev", 2, 60), ("sw", 3, 120), ("ur", 4, 120)):
         objects.push_file(write_tsv(tmp_path / f"{name}.tsv", tiny_pairs(count, seed)), f"{data}/{name}.tsv")
     config = config_from_dict(
@@ -37,7 +36,7 @@ def test_pipeline_trains_evaluates_and_promotes_each_language(
         )
     )
 
-    result = run_locally(config, tmp_path / "runs", f"s3://{s3.bucket}/models", at_once=2)
+    result = run_locally(config, tmp_path / "runs", f"{prefix}/models", at_once=2)
 
     assert {row["language"]: row["promoted"] for row in result["decisions"]} == {"sw": True, "ur": True}
     for language in ("sw", "ur"):

@@ -366,9 +366,9 @@ def test_an_absent_server_is_an_error_of_the_registry(monkeypatch):
 
 
 @pytest.mark.slow
-def test_over_real_servers(s3, mlflow_uri, tmp_path, monkeypatch):
+def test_over_real_servers(prefix, mlflow_uri, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    push = pusher(f"s3://{s3.bucket}/models", tmp_path)
+    push = pusher(f"{prefix}/models", tmp_path)
     versions = [
         registry.register("tr", *push(content), metrics=GOOD | {"accuracy": accuracy}, tags={"commit": "abc"})
         for content, accuracy in (("one", 0.7), ("two", 0.8), ("three", 0.75))
@@ -384,9 +384,9 @@ def test_over_real_servers(s3, mlflow_uri, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_of_many_promotions_at_once_one_wins_over_real_servers(s3, mlflow_uri, tmp_path, monkeypatch):
+def test_of_many_promotions_at_once_one_wins_over_real_servers(prefix, mlflow_uri, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    push = pusher(f"s3://{s3.bucket}/models", tmp_path)
+    push = pusher(f"{prefix}/models", tmp_path)
     versions = [registry.register("ur", *push(f"v{n}"), metrics=GOOD, tags={}) for n in range(6)]
 
     def promote(version: int) -> int | str:

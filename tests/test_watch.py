@@ -440,7 +440,7 @@ def test_a_served_model_is_not_removed_however_old_it_is(fake, tmp_path):
 
 
 @pytest.mark.slow
-def test_over_real_servers_while_requests_run(s3, mlflow_uri, tmp_path, monkeypatch):
+def test_over_real_servers_while_requests_run(prefix, mlflow_uri, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
     expected: dict[str, np.ndarray] = {}
 
@@ -448,7 +448,7 @@ def test_over_real_servers_while_requests_run(s3, mlflow_uri, tmp_path, monkeypa
         folder = tiny_onnx_folder(tmp_path / f"v{seed}", "yo", seed=seed, **how)
         digest = read_manifest(folder).digest
         expected[digest] = slow_logits(PAIRS, seed)
-        uri = objects.push_folder(folder, f"s3://{s3.bucket}/models")
+        uri = objects.push_folder(folder, f"{prefix}/models")
         return registry.register("yo", uri, digest, metrics=GOOD | {"accuracy": accuracy}, tags={})
 
     assert registry.promote("yo", register(1, 0.7), GATE).promote
