@@ -101,6 +101,23 @@ def test_a_failing_block_ends_the_run_so(up, experiment, tmp_path, error, status
     assert runs(up, experiment)["pipeline"].info.status == status
 
 
+def test_a_part_that_fails_ends_the_whole_until_another_try_ends_it_well(up, experiment, tmp_path):
+    whole = {"experiment": experiment, "folder": tmp_path, "key": "pipeline-8"}
+    part = {"experiment": experiment, "folder": tmp_path, "key": "pipeline-8/sw", "parent": "pipeline-8"}
+
+    def statuses() -> list[str]:
+        return [run.info.status for run in sorted(runs(up, experiment).values(), key=lambda run: run.info.start_time)]
+
+    with pytest.raises(ValueError, match="once"), tracking.run("sw", **part):
+        raise ValueError("once")
+    assert statuses() == ["FAILED", "FAILED"]
+    with tracking.run("sw", **part):
+        pass
+    with tracking.run("pipeline", **whole):
+        pass
+    assert statuses() == ["FINISHED", "FINISHED"]
+
+
 def test_a_key_continues_a_run_after_a_restart(up, experiment, tmp_path):
     for step in (0, 1):
         with tracking.run("sw", experiment=experiment, folder=tmp_path, key="abc/sw", params={"seed": 13}) as run:

@@ -160,6 +160,9 @@ class Run:
             raise
         finally:
             self._record("end", status=status)
+            if parent and status != "FINISHED":
+                # nobody else may be left to end it; what succeeds after another try ends it anew
+                Run(self._recorder, self._experiment, parent)._record("end", status=status)
 
     def _record(self, kind: str, **details: Any) -> None:
         self._recorder.record({"kind": kind, "experiment": self._experiment, "run": self.key, "time": _milliseconds(), **details})
@@ -182,7 +185,7 @@ def run(
         folder: where events are kept while the server is away; not inside an artifact folder.
         key: identity of the run within the experiment. A run of this key is continued, else a new one begins; then the
             parameters of the first time stand, and others are noted as tags ``resumed.<name>``.
-        parent: key of the run that this one is a part of.
+        parent: key of the run that this one is a part of; it ends together with a part that fails.
 
     Raises:
         ConfigError: if a key holds other characters than letters, digits, blanks and ``._:/@-``.
