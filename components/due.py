@@ -16,9 +16,9 @@ def due(config: str, languages: list) -> list:
 
     from conlst.contract.config import config_from_json
     from conlst.contract.logs import set_up_logging
+    from conlst.data.ingestion import count_pairs
     from conlst.platform import collected
     from conlst.platform.objects import localize
-    from conlst.stages import folders
 
     set_up_logging()
     checked = config_from_json(config)
@@ -30,7 +30,7 @@ def due(config: str, languages: list) -> list:
             chosen.append(language)
             continue
         with TemporaryDirectory() as fetched:
-            pairs = folders.count_pairs([Path(localize(file, Path(fetched))) for file in files])
+            pairs = count_pairs([Path(localize(file, Path(fetched))) for file in files])
         logging.getLogger("conlst.due").info("%s: %d new pairs in %d files", language, pairs, len(files))
         if pairs >= checked.collect.min_pairs:
             chosen.append(language)

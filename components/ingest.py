@@ -16,9 +16,9 @@ def ingest(config: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]
     from tempfile import TemporaryDirectory
 
     from conlst.contract.config import config_from_json
+    from conlst.data.ingestion import ingest as ingest_pairs
     from conlst.platform.collected import is_collected, new_files
     from conlst.platform.objects import localize
-    from conlst.stages import folders
 
     checked = config_from_json(config)
     given = checked.data.sources(role, language)
@@ -26,6 +26,6 @@ def ingest(config: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]
     with TemporaryDirectory() as fetched:
         addresses = [address for source in given for address in collected.get(source, [source])]
         sources = [str(localize(address, Path(fetched))) for address in addresses]
-        report = folders.ingest(checked, role, sources, language, Path(pairs.path))
+        report = ingest_pairs(checked, role, sources, language, Path(pairs.path))
     # what a registered version of these pairs will have taken
     pairs.metadata.update(rows=report["rows"], pairs=report["pairs"], bad=report["bad"], collected=collected)

@@ -4,17 +4,17 @@ Every function leaves either a complete folder or none, and may be called again 
 checkpoint, kept beside the output: a retry that sees the same folder goes on, one in a new pod begins its stage again.
 """
 
+from conlst.data.ingestion import ingest
 from conlst.stages.folders.adapt import calibrate_model, self_learn_model, self_train_model
 from conlst.stages.folders.estimate import estimate_model
 from conlst.stages.folders.measure import evaluate_model, export_model, predict_pairs
-from conlst.stages.folders.pairs import count_pairs, ingest, read_history, source_pairs, translate_training_pairs
+from conlst.stages.folders.pairs import read_history, source_pairs, translate_training_pairs
 from conlst.stages.folders.source import STARTER, TRAIN, provide_source_model, resolve_source_model, train_source_model
 
 __all__ = [
     "STARTER",
     "TRAIN",
     "calibrate_model",
-    "count_pairs",
     "estimate_model",
     "evaluate_model",
     "export_model",

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,34 +27,6 @@ log = logging.getLogger(__name__)
 
 HISTORY = "history.json"
 KEPT_PAIRS = "source_pairs.parquet"
-
-
-def ingest(
-    config: Config, role: str, sources: Sequence[str], language: str, out: Path, limit: int | None = None
-) -> dict[str, Any]:
-    """Read, check and publish pairs.
-
-    Args:
-        role: ``source`` is filtered by ``data.genres``; the others are not.
-        sources: local files, ``sample:`` or ``hub:`` addresses.
-        limit: keep a random draw of this many pairs, by ``config.seed``.
-
-    Returns:
-        The report of the checks, which are made before anything is drawn.
-    """
-    genres = config.data.genres if role == "source" else ()
-    ingested = load_source(sources, language=language, genres=genres, max_bad_share=config.data.max_bad_share)
-    if limit is not None and limit < len(ingested.pairs):
-        chosen = torch.randperm(len(ingested.pairs), generator=torch.Generator().manual_seed(config.seed))[:limit]
-        report = {**ingested.report, "drawn": limit}
-        ingested = replace(ingested, pairs=ingested.pairs.select(sorted(chosen.tolist())), report=report)
-    write_pairs(ingested, out, config=config.data.model_dump(mode="json"))
-    return ingested.report
-
-
-def count_pairs(files: Sequence[Path]) -> int:
-    """Rows of Parquet files, by what their footers say."""
-    return sum(pq.read_metadata(file).num_rows for file in files)
 
 
 def translate_training_pairs(pairs: Path, backend: str, path: Sequence[str], out: Path) -> None:
