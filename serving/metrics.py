@@ -79,6 +79,8 @@ class _Models(Collector):
         if self._watcher.last_success is not None:
             name, help_text = "conlst_registry_last_success_timestamp_seconds", "When the registry last answered"
             yield GaugeMetricFamily(name, help_text, value=self._watcher.last_success)
+        failing = "The registry's last answer could not be used, the log says why"
+        yield GaugeMetricFamily("conlst_registry_failing", failing, value=self._watcher.problem is not None)
 
 
 class _Feedback(Collector):
@@ -90,3 +92,5 @@ class _Feedback(Collector):
         for state in ("offered", "kept", "dropped", "written"):
             counts.add_metric([state], getattr(self._feedback, state))
         yield counts
+        failing = "The last file of feedback could not be written, the log says why"
+        yield GaugeMetricFamily("conlst_feedback_failing", failing, value=self._feedback.problem is not None)

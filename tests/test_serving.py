@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from conlst import __version__
 from conlst.contract.artifacts import read_manifest
+from conlst.contract.errors import RegistryError
 from conlst.contract.labels import NAMES
 from served import CANARY, MANY, ONE, Bomb, Server, expected, serve
 from serving.models import Refusal
@@ -385,6 +386,23 @@ class TestLanguages:
         counted = server.ask("GET", "/metrics").text
         assert 'conlst_text_languages_total{language="other",source="fallback"} 2.0' in counted
         assert 'conlst_feedback_pairs_total{state="written"} 3.0' in counted
+
+    def test_metrics_tell_that_the_registry_or_the_feedback_fails(self, two, tmp_path, monkeypatch):
+        def unreachable(_settings):
+            raise RegistryError("no answer")
+
+        (tmp_path / "language=sw").write_text("in the way of the folder")
+        server = serve(two, feedback=str(tmp_path))
+        counted = server.ask("GET", "/metrics").text
+        assert "conlst_feedback_failing 0.0" in counted
+        assert "conlst_registry_failing 0.0" in counted
+        server.predict({**ONE, "feedback": True})
+        server.feedback.close()
+        monkeypatch.setattr("serving.watch.find_champions", unreachable)
+        server.watcher.poll()
+        counted = server.ask("GET", "/metrics").text
+        assert "conlst_feedback_failing 1.0" in counted
+        assert "conlst_registry_failing 1.0" in counted
 
     def test_finding_it_has_a_time_of_its_own(self, two):
         german = {"premise": "Zwei Kinder spielen im Garten mit dem Ball", "hypothesis": "Niemand spielt", "truncate": True}
