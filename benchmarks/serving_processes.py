@@ -73,7 +73,6 @@ def conlst_server(
     settings = {
         "CONLST_MODELS": f"{language}={folder}",
         "CONLST_THREADS": str(threads),
-        "CONLST_MAX_WAITING": "256",
     }
     command = [sys.executable, "-m", "serving", "--port", str(_OURS + port)]
     with _started(command, settings, cpus, threads, work / f"{name}.log", _OURS + port) as server:

@@ -45,7 +45,7 @@ class Settings:
     max_pairs: int = 64
     max_characters: int = 4000
     max_body_bytes: int = 1_000_000
-    max_waiting: int = 32
+    max_waiting: int = 256
     max_waiting_tokens: int = 131_072
     batch_tokens: int = 4096
     deadline_seconds: int = 60
