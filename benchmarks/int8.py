@@ -9,26 +9,23 @@ batches like the server's, interleaved, on ``--threads`` threads, in CPU seconds
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
+from provenance import provenance
 
 from conlst.contract.config import Config, load_config
 from conlst.contract.logs import set_up_logging
 from conlst.data.sources import load_source
 from conlst.method.temperature import label_temperature, softmax
 from conlst.reports.metrics import expected_calibration_error
-from conlst.runtime.cpu import cpu_model
 from conlst.runtime.onnx import GRAPHS, Predictor, open_session, padded
 from conlst.stages.export import Reference, export_onnx
 from conlst.stages.folders.pairs import labels_of
@@ -50,6 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/int8.json"))
     options = parser.parse_args()
     set_up_logging()
+    made = provenance("torch", "onnx", "onnxruntime", "tokenizers")
 
     config = load_config("xnli-e5-small")
     splits = dict(item.split("=", 1) for item in options.judged)
@@ -62,7 +60,7 @@ def main() -> None:
         judged = _pairs(options.data / f"xnli/{split}.{language}.tsv.gz", language, config, options.pairs)
         rows[language] = {"split": split, **_row(Path(folder), pool, judged, english, config, options.threads, options.repeats)}
         print(_line(language, rows[language]), flush=True)
-        _write(options.out, rows, config, options.threads)
+        _write(options.out, {"rows": rows, "threads": options.threads, "seed": config.seed, **made})
 
 
 def _row(
@@ -165,15 +163,7 @@ def _line(language: str, row: dict[str, Any]) -> str:
     )
 
 
-def _write(file: Path, rows: dict[str, Any], config: Config, threads: int) -> None:
-    result = {
-        "rows": rows,
-        "threads": threads,
-        "seed": config.seed,
-        "versions": {name: version(name) for name in ("torch", "onnx", "onnxruntime", "tokenizers", "conlst")},
-        "machine": {"processor": cpu_model(), "cores": os.cpu_count()},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
-    }
+def _write(file: Path, result: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
 

@@ -9,22 +9,19 @@ Each model is measured on English dev (labelled, MultiNLI dev matched) and on a 
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from provenance import provenance
 
 from conlst.contract.config import Config, load_config
 from conlst.contract.logs import set_up_logging
 from conlst.data.sources import load_source
 from conlst.model.folder import Model, load_model
 from conlst.reports.estimate import agreement, average_thresholded_confidence, difference_of_confidences
-from conlst.runtime.cpu import cpu_model
 from conlst.stages.folders.pairs import labels_of, tokens_of
 from conlst.stages.predict import predict_logits
 from conlst.training import set_up_compute, step_generator
@@ -42,6 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/label_free.json"))
     options = parser.parse_args()
     set_up_logging()
+    made = provenance("torch", "transformers", "tokenizers")
 
     config = load_config("xnli-e5-small")
     set_up_compute(config.compute)
@@ -62,9 +60,7 @@ def main() -> None:
         "rows": rows,
         "errors": errors,
         "seed": config.seed,
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "conlst")},
-        "machine": {"processor": cpu_model(), "cores": os.cpu_count()},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+        **made,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")

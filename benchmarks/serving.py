@@ -13,26 +13,23 @@ import csv
 import gzip
 import json
 import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance
 from serving_load import Connection, Sample, Target, at_a_rate, in_a_loop, summary
 from serving_processes import CHECKOUT, Server, conlst_server, divide_cpus, peer_server, run_on
 
 from conlst.contract.labels import NAMES
-from conlst.runtime.cpu import cpu_model
 
 PEER_ROUTES = ("each", "gather8", "gather32")
 NOT_MEASURED = {
@@ -80,6 +77,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=CHECKOUT / "benchmarks/results/serving.json")
     options = parser.parse_args()
+    made = provenance("onnxruntime", "torch", "transformers", "tokenizers", "bentoml", "uvicorn")
 
     pairs = _read_pairs(options.pairs, options.number, options.seed)
     server_cpus, own_cpus = divide_cpus(options.threads)
@@ -105,11 +103,7 @@ def main() -> None:
             name: getattr(options, name) for name in ("threads", "connections", "sizes", "seconds", "repeat", "soak", "seed")
         },
         "cpus": {"servers": sorted(server_cpus), "load": sorted(own_cpus)},
-        "versions": {
-            n: version(n) for n in ("conlst", "onnxruntime", "torch", "transformers", "tokenizers", "bentoml", "uvicorn")
-        },
-        "machine": {"processor": cpu_model(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+        **made,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -9,23 +9,20 @@ each model answers the same pairs. The bar: 300 MB, the table, and 1.25 times th
 import argparse
 import csv
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+from provenance import provenance
 from tokenizers import Tokenizer
 
 from conlst.contract.artifacts import link_or_copy, publish, read_manifest
-from conlst.runtime.cpu import cpu_model
 from conlst.runtime.onnx import CPU, GRAPHS, KIND, Pair, Predictor
 from conlst.runtime.table import Tables
 
@@ -45,6 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving_memory.json"))
     parser.add_argument("--process", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    made = provenance("onnxruntime", "tokenizers", "numpy")
     if options.process:
         print(json.dumps(_in_this_process(**json.loads(options.process))))
         return
@@ -57,9 +55,7 @@ def main() -> None:
         "unit": "bytes",
         "pairs": len(pairs),
         "options": {"threads": options.threads, "batch_tokens": options.batch_tokens, "reserve": options.reserve},
-        "versions": {name: version(name) for name in ("onnxruntime", "tokenizers", "numpy", "conlst")},
-        "machine": {"processor": cpu_model(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+        **made,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")

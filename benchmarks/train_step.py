@@ -5,22 +5,18 @@ python benchmarks/train_step.py --out benchmarks/results/train_step.json
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from provenance import provenance
 from torch import Tensor, nn
 
 from conlst.contract.config import Backbone, Compute, Source
 from conlst.model.backbones import load_backbone
 from conlst.model.dropout import Dropout
 from conlst.model.encoder import PairClassifier
-from conlst.runtime.cpu import cpu_model
 from conlst.training import Trainer, autocast, set_up_compute
 
 ROWS, LENGTH = 40, 48
@@ -33,6 +29,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    made = provenance("torch", "transformers")
 
     device = set_up_compute(Compute(threads=options.threads))
     generator = torch.Generator().manual_seed(options.seed)
@@ -62,9 +59,7 @@ def main() -> None:
         "ratio": medians["torch"] / medians["conlst"],
         "seconds": seconds,
         "options": {"threads": options.threads, "repeats": options.repeats, "seed": options.seed},
-        "versions": {name: version(name) for name in ("torch", "transformers", "conlst")},
-        "machine": {"processor": cpu_model(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+        **made,
     }
     print(json.dumps({key: result[key] for key in ("median_seconds", "pairs_per_second", "ratio")}, indent=1))
     if options.out:

@@ -8,15 +8,13 @@ An analysis, not a system: it trains on labels of the target language.
 
 import argparse
 import json
-import os
-import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from datasets import Dataset
+from provenance import provenance
 from torch import Tensor
 
 from conlst.contract.config import Config, load_config, with_settings
@@ -24,7 +22,6 @@ from conlst.contract.logs import set_up_logging
 from conlst.data.sources import load_source
 from conlst.model.folder import Model, load_model
 from conlst.reports.metrics import compare
-from conlst.runtime.cpu import cpu_model
 from conlst.stages.folders.pairs import labels_of, tokens_of
 from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
@@ -51,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/upper_bound.json"))
     options = parser.parse_args()
     set_up_logging()
+    made = provenance("torch", "transformers", "tokenizers")
 
     config = with_settings(load_config("xnli-e5-small"), {**SETTINGS, "seed": options.seed})
     set_up_compute(config.compute)
@@ -59,9 +57,7 @@ def main() -> None:
         "rows": rows,
         "settings": config.selftrain.model_dump(mode="json"),
         "seed": options.seed,
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "conlst")},
-        "machine": {"processor": cpu_model(), "cores": os.cpu_count()},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+        **made,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
