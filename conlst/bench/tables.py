@@ -297,7 +297,7 @@ def _standard_errors(cells: Sequence[Cell]) -> str:
         if errors := [_paired_error(cell.comparison) for cell in some if cell.comparison is not None]:
             sentence += (
                 f" and {100 * median(errors):.2f} points for a gain over zero-shot, from the pairs that changed sides as in"
-                f" McNemar's test (median of {len(errors)} cells)"
+                f" McNemar's test ({'one cell' if len(errors) == 1 else f'median of {len(errors)} cells'})"
             )
         sentences.append(sentence + ".")
     return " ".join(sentences)
