@@ -1,8 +1,10 @@
 """Servers that a test session shares, started when the first test asks for them."""
 
+import inspect
 import os
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -31,6 +33,15 @@ def _own_floats() -> Iterator[None]:
     yield
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def quick_kfp() -> Iterator[None]:
+    """KFP asks for its caller's name together with the source of every frame, which takes seconds below pytest's many."""
+    names_alone = SimpleNamespace(stack=lambda: inspect.stack(context=0)[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kfp.dsl.pipeline_task.inspect", names_alone)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from kfp_backend import KfpBackend, serve
 from pipelines import backend
 from pipelines.local_services import free_port
 
+pytestmark = pytest.mark.usefixtures("quick_kfp")
+
 IMAGE = f"registry/conlst@sha256:{'1' * 64}"
 COMPILED = ("--config", "demo", "--image", IMAGE, "--store", "s3://bucket/models")
 

@@ -20,6 +20,8 @@ from pipelines.adaptation import adaptation
 from pipelines.cluster import compile_for_cluster, read_cluster
 from pipelines.local import on_this_machine
 
+pytestmark = pytest.mark.usefixtures("quick_kfp")
+
 IMAGE = "registry.example:5000/team/conlst-train@sha256:" + "0a" * 32
 TRAINING = {"source-model", "calibrate", "self-train", "evaluate-zero-shot", "evaluate", "evaluate-2"}
 OTHERS = {
