@@ -668,7 +668,11 @@ def test_a_stream_takes_no_more_pairs_than_it_needs(kind: str, refused: bool) ->
 
 
 def test_who_leaves_a_blocking_stream_leaves_no_thread_that_asks_again() -> None:
-    paused, go_on, endpoint = threading.Event(), threading.Event(), Endpoint(rules=[None, *[error(429, "busy")] * 50])
+    def busy_after_the_first(request: httpx.Request) -> httpx.Response | None:
+        # the first batch, not the first to arrive: which of two that is, is chance
+        return None if b'"watu 0"' in request.content else error(429, "busy")
+
+    paused, go_on, endpoint = threading.Event(), threading.Event(), Endpoint(rules=[busy_after_the_first] * 50)
 
     def sleep(_: float) -> None:
         paused.set()
