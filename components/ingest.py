@@ -26,6 +26,5 @@ def ingest(config: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]
     with TemporaryDirectory() as fetched:
         addresses = [address for source in given for address in collected.get(source, [source])]
         sources = [str(localize(address, Path(fetched))) for address in addresses]
-        report = ingest_pairs(checked, role, sources, language, Path(pairs.path))
-    # what a registered version of these pairs will have taken
-    pairs.metadata.update(rows=report["rows"], pairs=report["pairs"], bad=report["bad"], collected=collected)
+        report = ingest_pairs(checked, role, sources, language, Path(pairs.path), collected=collected)
+    pairs.metadata.update(rows=report["rows"], pairs=report["pairs"], bad=report["bad"])

@@ -28,11 +28,12 @@ def register(
     from pathlib import Path
 
     from conlst.contract.config import config_from_json
+    from conlst.data.pairs import collected_in
     from conlst.platform.collected import take
     from conlst.platform.release import release
 
     folders = Path(served.path), Path(evaluation.path), Path(zero_shot.path), Path(pool.path)
     version = release(config_from_json(config), job, language, store, *folders)
-    for source, files in pool.metadata.get("collected", {}).items():
+    for source, files in collected_in(Path(pool.path)).items():
         take(source, language, job, files)
     return version

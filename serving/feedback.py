@@ -268,7 +268,10 @@ def _draw(pairs: Sequence[tuple[str, str]]) -> float:
 
 
 def _parquet(part: _Part) -> bytes:
-    """One row a pair; ``language`` is a dictionary column, as readers of the folder take it from the path."""
+    """One row a pair; ``language`` is a dictionary column, as readers of the folder take it from the path.
+
+    What was answered is called ``predicted``: in a column ``label`` the next adaptation would take it for the truth.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -277,7 +280,7 @@ def _parquet(part: _Part) -> bytes:
         "premise": pyarrow.array([row.premise for row in rows], pyarrow.string()),
         "hypothesis": pyarrow.array([row.hypothesis for row in rows], pyarrow.string()),
         "language": pyarrow.array([part.language] * len(rows), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())),
-        "label": pyarrow.array([NAMES[int(np.argmax(row.probabilities))] for row in rows], pyarrow.string()),
+        "predicted": pyarrow.array([NAMES[int(np.argmax(row.probabilities))] for row in rows], pyarrow.string()),
         **{
             name: pyarrow.array([row.probabilities[index] for row in rows], pyarrow.float64()) for index, name in enumerate(NAMES)
         },

@@ -372,6 +372,12 @@ class TestRanges:
             config_from_dict({"name": "x", "languages": ["es", "sw", "de"], "source": source})
         assert config_from_dict({"name": "x", "languages": ["sw"], "source": source}).source.meta_learning is not None
 
+    def test_collected_text_is_no_labelled_test(self) -> None:
+        raw: dict[str, Any] = {"name": "x", "data": {"tests": "collected:s3://bucket/feedback"}}
+        with pytest.raises(ConfigError, match=r"data\.tests collected:s3://bucket/feedback has no labels.*gate\.evidence"):
+            config_from_dict(raw)
+        config_from_dict(raw | {"gate": {"evidence": "none"}})
+
 
 class TestSettings:
     def test_replace_values_and_nothing_else(self) -> None:

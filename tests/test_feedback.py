@@ -15,6 +15,7 @@ from pyarrow import parquet
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import BackendError, ConfigError
 from conlst.contract.labels import NAMES
+from conlst.data.sources import load_source
 from conlst.runtime.table import Tables
 from services import Requests, environment
 from serving.feedback import Feedback, _draw
@@ -85,13 +86,26 @@ def test_pairs_and_predictions_are_kept_with_where_they_come_from(make, served, 
     feedback.close()
     found = rows(tmp_path / "kept")
     assert [(row["premise"], row["hypothesis"]) for row in found] == PAIRS
-    assert [row["label"] for row in found] == ["entailment", "neutral", "contradiction", "entailment"]
+    assert [row["predicted"] for row in found] == ["entailment", "neutral", "contradiction", "entailment"]
     assert [[row[name] for name in NAMES] for row in found] == PROBABILITIES.tolist()
     for row in found:
         assert (row["language"], row["model"], row["version"]) == ("sw", "nli-sw", 7)
         assert row["digest"] == served.predictor.digest
         assert before <= row["received_at"] <= datetime.now(UTC)
     assert counters(feedback) == {"offered": 4, "kept": 4, "dropped": 0, "written": 4, "waiting": 0}
+
+
+def test_a_prediction_is_no_label_to_those_who_adapt_on_it(make, served, tmp_path):
+    for answered in (PROBABILITIES, PROBABILITIES[::-1]):
+        feedback = make()
+        feedback.offer(served, "sw", PAIRS, answered)
+        feedback.close()
+    files = [str(path) for path in (tmp_path / "kept").rglob("*.parquet")]
+    assert len(files) == 2
+    found = load_source(files, language="sw", max_bad_share=0.0)
+    # another prediction makes no other pair
+    assert sorted(found.pairs["premise"]) == sorted(premise for premise, _ in PAIRS)
+    assert set(found.pairs["label"]) == {None}
 
 
 def test_files_lie_by_language_and_day_and_are_read_as_one_table(make, served, tmp_path):

@@ -1,34 +1,37 @@
 """Three rounds of the scheduled pipeline on text that the endpoint collects, with a real S3 server and a real MLflow server."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 
+from conlst.contract.artifacts import read_manifest
 from conlst.contract.config import Config, config_from_dict
 from conlst.platform import objects, registry
+from conlst.runtime.table import Tables
 from pipelines.local import run_locally
+from serving.feedback import Feedback
+from serving.models import Served, Source, open_model
+from serving.settings import Settings
 from tiny import tiny_backbone, tiny_config, tiny_pairs, write_tsv
+from tiny_onnx import tiny_onnx_folder
 
 pytestmark = pytest.mark.slow
 
 
-def collect(folder: Path, feedback: str, name: str, count: int, seed: int) -> None:
-    """A file as the endpoint writes it: texts, what was predicted, and no label."""
-    rows = [
-        {
-            "premise": row["premise"],
-            "hypothesis": row["hypothesis"],
-            "language": "sw",
-            "predicted": "neutral",
-            "received_at": datetime(2026, 1, 1, tzinfo=UTC),
-        }
-        for row in tiny_pairs(count, seed)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-    objects.push_file(folder / f"{name}.parquet", f"{feedback}/language=sw/date=2026-01-01/{name}.parquet")
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    folder = tiny_onnx_folder(tmp_path_factory.mktemp("served") / "sw")
+    return open_model(Source("sw", "nli-sw", 1, str(folder), read_manifest(folder).digest), Settings(threads=1), Tables())
+
+
+def collect(served: Served, feedback: str, count: int, seed: int) -> None:
+    """Pairs as the endpoint collects them."""
+    pairs = [(row["premise"], row["hypothesis"]) for row in tiny_pairs(count, seed)]
+    endpoint = Feedback(Settings(feedback=feedback))
+    assert endpoint.offer(served, "sw", pairs, np.full((count, 3), 1 / 3))
+    endpoint.close()
+    assert endpoint.written == count
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def config(tmp_path: Path, prefix: str) -> Config:
 
 
 def test_new_text_is_adapted_to_and_nothing_to_do_is_a_clean_success(
-    tmp_path: Path, prefix: str, mlflow_uri: str, config: Config, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prefix: str, mlflow_uri: str, config: Config, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
     feedback, store = f"{prefix}/feedback", f"{prefix}/models"
@@ -65,18 +68,18 @@ def test_new_text_is_adapted_to_and_nothing_to_do_is_a_clean_success(
     def run(name: str) -> list[dict]:
         return run_locally(config, tmp_path / name, store)["decisions"]
 
-    collect(tmp_path, feedback, "a", 40, 3)
-    collect(tmp_path, feedback, "b", 40, 4)
+    collect(served, feedback, 40, 3)
+    collect(served, feedback, 40, 4)
     (first,) = run("first")
     assert (first["language"], first["promoted"]) == ("sw", True)
     assert any("unlabelled pairs" in reason for reason in first["reasons"])
 
     # too little new text: no version is made, and none is missed
-    collect(tmp_path, feedback, "c", 20, 5)
+    collect(served, feedback, 20, 5)
     assert run("second") == []
     assert registry.champion("sw").version == 1
 
-    collect(tmp_path, feedback, "d", 40, 6)
+    collect(served, feedback, 40, 6)
     (third,) = run("third")
     assert third["promoted"]
     champion = registry.champion("sw")

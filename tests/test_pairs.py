@@ -20,7 +20,6 @@ from conlst.data.pairs import (
     read_pairs,
     require_labels,
     text_hash,
-    without_labels,
     write_pairs,
 )
 
@@ -160,14 +159,6 @@ def test_nothing_left_is_an_error(rows: list[dict[str, object]], genres: tuple[s
         ingested(*rows, genres=genres)
 
 
-def test_without_labels_hides_every_label_and_nothing_else() -> None:
-    pairs = ingested(row(1), row(2, label="neutral")).pairs
-    hidden = without_labels(pairs)
-    assert hidden["label"] == [None, None]
-    assert hidden.features == FEATURES
-    assert hidden.remove_columns("label").to_list() == pairs.remove_columns("label").to_list()
-
-
 def test_require_labels_counts_the_missing() -> None:
     pairs = ingested(row(1), row(2, label=None)).pairs
     require_labels(pairs.select([0]), "dev")
@@ -238,10 +229,8 @@ def test_altered_pairs_are_refused(tmp_path: Path) -> None:
         read_pairs(tmp_path / "a")
 
 
-def test_pairs_without_rows_keep_their_columns() -> None:
-    empty = Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
-    assert without_labels(empty).features == FEATURES
-    require_labels(empty, "nothing")
+def test_pairs_without_rows_lack_no_label() -> None:
+    require_labels(Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES), "nothing")
 
 
 def published(folder: Path, *rows: dict[str, object], language: str = "en") -> Path:

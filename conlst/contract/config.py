@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from conlst.contract.artifacts import canonical_json
 from conlst.contract.errors import ConfigError
 
+# begins an address of text that the endpoint collected
+COLLECTED = "collected:"
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -433,6 +436,12 @@ class Config(Section):
         meta = self.source.meta_learning
         if both := sorted(set(self.languages) & set(meta.languages if meta else ())):
             raise ValueError(f"source.meta_learning reads labels of {', '.join(both)}, which are target languages; take others")
+        return self
+
+    @model_validator(mode="after")
+    def _collected_text_is_no_test(self) -> Self:
+        if self.gate.evidence == "labels" and self.data.tests.startswith(COLLECTED):
+            raise ValueError(f"data.tests {self.data.tests} has no labels; name labelled pairs, or set gate.evidence to none")
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From sources to an artifact folder of pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from conlst.data.sources import load_source
 
 
 def ingest(
-    config: Config, role: str, sources: Sequence[str], language: str, out: Path, limit: int | None = None
+    config: Config,
+    role: str,
+    sources: Sequence[str],
+    language: str,
+    out: Path,
+    limit: int | None = None,
+    *,
+    collected: Mapping[str, list[str]] | None = None,
 ) -> dict[str, Any]:
     """Read, check and publish pairs.
 
@@ -21,6 +28,7 @@ def ingest(
         role: ``source`` is filtered by ``data.genres``; the others are not.
         sources: local files, ``sample:`` or ``hub:`` addresses.
         limit: keep a random draw of this many pairs, by ``config.seed``.
+        collected: files of collected text that are among the sources, for :func:`conlst.data.pairs.collected_in` to find.
 
     Returns:
         The report of the checks, which are made before anything is drawn.
@@ -34,6 +42,8 @@ def ingest(
         chosen = torch.randperm(len(ingested.pairs), generator=torch.Generator().manual_seed(config.seed))[:limit]
         report = {**ingested.report, "drawn": limit}
         ingested = replace(ingested, pairs=ingested.pairs.select(sorted(chosen.tolist())), report=report)
+    if collected:
+        ingested = replace(ingested, report={**ingested.report, "collected": dict(collected)})
     write_pairs(ingested, out, config=config.data.model_dump(mode="json"))
     return ingested.report
 

@@ -143,13 +143,6 @@ def merge_pairs(parts: Sequence[Path], out: Path) -> None:
     write_pairs(Ingested(Dataset(table), [], report), out, parents=parents)
 
 
-def without_labels(pairs: Dataset) -> Dataset:
-    """The same pairs with every label null, so that a training stage cannot read one."""
-    table = _table(pairs)
-    nulls = pa.nulls(len(table), FEATURES.arrow_schema.field("label").type)
-    return Dataset(table.set_column(table.schema.get_field_index("label"), FEATURES.arrow_schema.field("label"), nulls))
-
-
 def require_labels(pairs: Dataset, where: str) -> None:
     """Refuse pairs that lack a label.
 
@@ -232,6 +225,20 @@ def read_pairs(folder: Path) -> Dataset:
     if table.schema != FEATURES.arrow_schema:
         raise DataError(f"{path} has the columns {table.schema.to_string()}; write it again with this version of conlst")
     return Dataset(table)
+
+
+def collected_in(folder: Path) -> dict[str, list[str]]:
+    """Files of collected text that the pairs of a folder came from, by source; a version made of these pairs has taken them.
+
+    They stand in the folder's report, not in the artifact's metadata: that travels on the command line of every later task, and
+    a month of files does not fit there.
+
+    Raises:
+        ArtifactError: if the folder is not whole or of another kind.
+    """
+    verify(Path(folder), KIND)
+    found: dict[str, list[str]] = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8")).get("collected", {})
+    return found
 
 
 def _record(row: Mapping[str, Any], language: str) -> tuple[dict[str, Any], list[str]]:

@@ -7,15 +7,14 @@ next one finds the same text again.
 
 import json
 
+from conlst.contract.config import COLLECTED
 from conlst.contract.errors import ConfigError
 from conlst.platform import objects
-
-SCHEME = "collected:"
 
 
 def is_collected(source: str) -> bool:
     """Whether an address of ``data.pools`` stands for collected text."""
-    return source.startswith(SCHEME)
+    return source.startswith(COLLECTED)
 
 
 def new_files(source: str, language: str) -> list[str]:
@@ -42,7 +41,7 @@ def take(source: str, language: str, job: str, files: list[str]) -> None:
 
 
 def _prefix(source: str) -> str:
-    prefix = source.removeprefix(SCHEME).rstrip("/")
+    prefix = source.removeprefix(COLLECTED).rstrip("/")
     if not is_collected(source) or not prefix.startswith("s3://"):
-        raise ConfigError(f"{source!r} is no address of collected text, {SCHEME}s3://bucket/prefix")
+        raise ConfigError(f"{source!r} is no address of collected text, {COLLECTED}s3://bucket/prefix")
     return prefix
