@@ -221,6 +221,37 @@ def test_a_rollback_loses_against_a_promotion_that_came_first(client, register, 
     assert aliases(client)["champion"] == third
 
 
+def test_a_rollback_does_not_skip_a_champion_that_came_meanwhile(client, register, monkeypatch):
+    for content, accuracy in (("one", 0.7), ("two", 0.8)):
+        registry.promote("sw", register(content, accuracy=accuracy), GATE)
+    third = register("three", accuracy=0.9)
+    look = registry._in_force
+
+    def overtaken(*args):
+        monkeypatch.setattr(registry, "_in_force", look)
+        assert registry.promote("sw", third, GATE).promote
+        return look(*args)
+
+    monkeypatch.setattr(registry, "_in_force", overtaken)
+    with pytest.raises(RegistryError, match="version 2 of nli-sw is no longer the champion"):
+        registry.rollback("sw")
+    assert aliases(client)["champion"] == third
+    assert [entry.version for entry in registry.history("sw")] == [1, 2, third]
+
+
+def test_history_tells_of_no_rollback_that_mlflow_refused(register, monkeypatch):
+    for content, accuracy in (("one", 0.7), ("two", 0.8)):
+        registry.promote("sw", register(content, accuracy=accuracy), GATE)
+
+    def refused(*_):
+        raise MlflowException("PERMISSION_DENIED")
+
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", refused)
+    with pytest.raises(RegistryError, match="PERMISSION_DENIED"):
+        registry.rollback("sw")
+    assert [entry.action for entry in registry.history("sw")] == ["promote", "promote"]
+
+
 def test_a_promotion_cut_short_before_its_alias_holds_others_up_and_can_be_done_again(client, register, monkeypatch):
     registry.promote("sw", register("one"), GATE)
     second, third = register("two", accuracy=0.8), register("three", accuracy=0.9)
@@ -318,7 +349,7 @@ def test_a_candidate_that_is_clearly_worse_on_the_same_pairs_is_refused_within_i
 def test_evaluations_of_other_pairs_are_not_compared(measured, monkeypatch):
     registry.promote("sw", measured("one", range(700)), GATE)
     other = measured("two", range(750), "f2")
-    monkeypatch.setattr(registry, "_incomparable", lambda *_: None)
+    monkeypatch.setattr(registry, "_incomparable", lambda *_: ())
     with pytest.raises(RegistryError, match="measure other pairs"):
         registry.promote("sw", other, GATE)
 
@@ -418,3 +449,13 @@ def test_accuracies_of_another_protocol_or_test_are_not_compared(client, push, o
     assert not decision.promote
     assert "is not the champion's" in decision.reasons[0]
     assert registry.champion("sw").version == first
+
+    # by somebody's word it is judged as a first version is, which may refuse it, too
+    poor = registry.register("sw", *push("poor"), metrics=GOOD | {"accuracy": 0.1}, tags=alike | other)
+    assert not registry.promote("sw", poor, GATE, uncompared="400 pairs were labelled").promote
+    assert registry.promote("sw", better, GATE, uncompared="400 pairs were labelled").promote
+    assert registry.history("sw")[-1].reasons[-1] == "not compared with the champion, version 1: 400 pairs were labelled"
+    best = registry.register("sw", *push("best"), metrics=GOOD | {"accuracy": 0.95}, tags=alike | other)
+    with pytest.raises(RegistryError, match=f"version {best} of nli-sw was measured as the champion, version {better}, was"):
+        registry.promote("sw", best, GATE, uncompared="a habit")
+    assert registry.promote("sw", best, GATE).promote

@@ -106,12 +106,17 @@ def version(language: str, number: int) -> Version:
         return _version(client, _name(language), number)
 
 
-def promote(language: str, version: int, gate: Gate) -> Decision:
+def promote(language: str, version: int, gate: Gate, *, uncompared: str = "") -> Decision:
     """Let the gate decide on a version and, if it passes, alias it ``champion``. The decision is noted either way.
+
+    Args:
+        uncompared: why a version that was measured on other pairs than the champion, or otherwise, is to be judged as the first
+            of its language is; the reason goes into the history. Without one such a version is refused.
 
     Raises:
         RegistryError: if there is no such version, its folder is no longer complete, another promotion came first, or MLflow or
-            S3 fails. The alias has then not been moved by this call, unless the message says that only the alias is missing.
+            S3 fails; or if the champion was measured alike and ``uncompared`` is given. The alias has then not been moved by this
+            call, unless the message says that only the alias is missing.
     """
     name = _name(language)
     with _client() as client:
@@ -120,9 +125,7 @@ def promote(language: str, version: int, gate: Gate) -> Decision:
         if before is not None and before.version == version:
             return Decision(True, (f"version {version} already is the champion",))
         _check(candidate.uri, candidate.digest)
-        decision = _incomparable(candidate, before, gate) or decide(
-            candidate.metrics, before.metrics if before else None, gate.of(language), _paired(candidate, before)
-        )
+        decision = _decision(candidate, before, gate.of(language), uncompared)
         _tag(client, candidate, decision=canonical_json(asdict(decision)), decided_at=_now())
         if decision.promote:
             _tag(client, candidate, replaces=str(before.version) if before else "")
@@ -150,9 +153,14 @@ def rollback(language: str) -> Version:
         previous = _version(client, name, int(replaced))
         _check(previous.uri, previous.digest)
         before, number = _in_force(client, previous)
+        if before is None or before.version != present.version:
+            raise RegistryError(
+                f"version {present.version} of {name} is no longer the champion; look at its history, decide anew"
+            )
+        # the first call that MLflow can refuse: the ledger must not tell of a rollback that it did not allow
+        _tag(client, present, rolled_back_at=_now())
         reason = f"version {present.version} was rolled back"
         _make_champion(client, previous, before, number, "rollback", (reason,))
-        _tag(client, present, rolled_back_at=_now())
     log.info("%s rolled back from version %d to %d", name, present.version, previous.version)
     return previous
 
@@ -196,21 +204,33 @@ def _usable(client: MlflowClient, language: str) -> Version | RegistryError | No
         return error
 
 
-def _incomparable(candidate: Version, champion: Version | None, gate: Gate) -> Decision | None:
-    """Refuse to compare accuracies that were measured on other pairs or under another protocol."""
+def _decision(candidate: Version, champion: Version | None, gate: Gate, uncompared: str) -> Decision:
     if champion is None:
-        return None
+        return decide(candidate.metrics, None, gate)
+    differs = _incomparable(candidate, champion, gate)
+    if differs and not uncompared:
+        return Decision(False, differs)
+    if differs:
+        decision = decide(candidate.metrics, None, gate)
+        told = f"not compared with the champion, version {champion.version}: {uncompared}"
+        return Decision(decision.promote, (*decision.reasons, told))
+    if uncompared:
+        raise RegistryError(
+            f"version {candidate.version} of {candidate.name} was measured as the champion, version {champion.version}, was: "
+            "promote it without --uncompared"
+        )
+    return decide(candidate.metrics, champion.metrics, gate, _paired(candidate, champion))
+
+
+def _incomparable(candidate: Version, champion: Version, gate: Gate) -> tuple[str, ...]:
+    """Why accuracies cannot be compared: they were measured on other pairs, or under another protocol."""
     # estimates are of the text of their day, which changes from one adaptation to the next
     alike = ("protocol", "test") if gate.evidence == "labels" else ("protocol",)
-    other = [name for name in alike if candidate.tags.get(name) != champion.tags.get(name)]
-    if not other:
-        return None
-    return Decision(
-        False,
-        tuple(
-            f"{name} {candidate.tags.get(name)} is not the champion's {champion.tags.get(name)}: evaluate both alike first"
-            for name in other
-        ),
+    return tuple(
+        f"{name} {candidate.tags.get(name)} is not the champion's {champion.tags.get(name)}, so they cannot be compared; "
+        "if that is meant, promote it with --uncompared REASON"
+        for name in alike
+        if candidate.tags.get(name) != champion.tags.get(name)
     )
 
 
