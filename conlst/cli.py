@@ -308,10 +308,18 @@ def _backend(options: argparse.Namespace) -> "Backend":
     return Backend(options.host, options.namespace, options.service_account)
 
 
+def push(options: argparse.Namespace) -> Result:
+    from conlst.platform.objects import push_folder
+
+    return {"address": push_folder(options.folder, options.store)}
+
+
 def replay(options: argparse.Namespace) -> Result:
     from conlst.platform import tracking
 
-    return {"sent": tracking.replay(options.folder)}
+    if options.spool.startswith("s3://"):
+        return {"sent": tracking.replay_stored(options.spool)}
+    return {"sent": tracking.replay(Path(options.spool))}
 
 
 def promote(options: argparse.Namespace) -> Result:
@@ -323,7 +331,7 @@ def promote(options: argparse.Namespace) -> Result:
         if challenger is None:
             raise registry.RegistryError(f"nli-{options.language} has no challenger; name a version with --version")
         version = challenger.version
-    decision = registry.promote(options.language, version, _config(options).gate)
+    decision = registry.promote(options.language, version, _config(options).gate, uncompared=options.uncompared)
     return {"language": options.language, "version": version, "promoted": decision.promote, "reasons": list(decision.reasons)}
 
 
@@ -547,6 +555,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("promote", promote, "let the gate decide whether a version becomes champion of its language", "default")
     sub.add_argument("--language", required=True)
     sub.add_argument("--version", type=int, help="default: the challenger")
+    sub.add_argument(
+        "--uncompared",
+        default="",
+        metavar="REASON",
+        help="judge it by itself, as a first version: the champion was measured on other pairs, or otherwise",
+    )
 
     sub = commands.add_parser("rollback", help="restore the champion that the present one replaced", allow_abbrev=False)
     sub.set_defaults(command=rollback)
@@ -562,7 +576,12 @@ def _parser() -> argparse.ArgumentParser:
         "replay", help="send to MLflow what a run kept while the tracking server was away", allow_abbrev=False
     )
     sub.set_defaults(command=replay)
-    sub.add_argument("folder", type=Path, help="a folder NAME.untracked")
+    sub.add_argument("spool", help="a folder NAME.untracked, or the s3:// address that CONLST_UNTRACKED named")
+
+    sub = commands.add_parser("push", help="upload an artifact folder, or what of it is missing in S3", allow_abbrev=False)
+    sub.set_defaults(command=push)
+    sub.add_argument("folder", type=Path, help="a model, served model, evaluation or other folder with a manifest")
+    sub.add_argument("--store", required=True, metavar="S3-PREFIX")
 
     sub = commands.add_parser("serve", help="serve champions from the registry, or given folders", allow_abbrev=False)
     sub.set_defaults(command=serve)

@@ -47,7 +47,8 @@ class Cluster(Section):
         at_once: languages adapted at the same time.
         hours: after which a task is killed.
         retries, backoff_seconds: how often a task is tried again, and the first pause, which doubles.
-        config_map: with MLFLOW_TRACKING_URI and, outside AWS, AWS_ENDPOINT_URL_S3 and AWS_DEFAULT_REGION.
+        config_map: with MLFLOW_TRACKING_URI; outside AWS, AWS_ENDPOINT_URL_S3 and AWS_DEFAULT_REGION; CONLST_UNTRACKED, an
+            ``s3://`` prefix for what MLflow did not take; HF_ENDPOINT, for a mirror of the hub.
         s3_secret: with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; may be absent where the service account has access.
         mlflow_secret: with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; may be absent.
         image_pull_secret: of a private registry.
@@ -132,7 +133,7 @@ def on_cluster(image: str, cluster: Cluster) -> Placement:
     return Placement(train, lambda task: pod(task, cluster.serve), at_once=cluster.at_once)
 
 
-_ADDRESSES = (("MLFLOW_TRACKING_URI",), ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"))
+_ADDRESSES = (("MLFLOW_TRACKING_URI",), ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "CONLST_UNTRACKED", "HF_ENDPOINT"))
 
 
 def _secrets(cluster: Cluster) -> dict[str, tuple[str, str]]:

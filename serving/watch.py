@@ -197,8 +197,12 @@ class Watcher:
             log.error("%s: %s is refused, what is served goes on: %s", language, named, reason)
 
     def _tidy(self, language: str) -> None:
+        # here and not above: an endpoint of folders needs no boto3
+        from conlst.platform.objects import remove_unused_blobs
+
         try:
             _remove_old(fetched_models(self._settings), language, {served.predictor.digest for served in self._catalogue.all()})
+            remove_unused_blobs()
         except OSError as error:
             log.warning("old models of %s could not be removed: %s", language, error)
 
@@ -210,7 +214,7 @@ def _is_of(refusal: Refusal | None, champion: Source) -> bool:
 def _remove_old(folder: Path, language: str, used: Iterable[str]) -> None:
     """Remove fetched models of a language beyond the latest, never one that is served here.
 
-    One that other processes serve stays mapped in their memory. The shared store of blobs is left alone.
+    One that other processes serve stays mapped in their memory.
     """
     for left in folder.glob(f"{_ASIDE}*"):
         shutil.rmtree(left)

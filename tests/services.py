@@ -12,6 +12,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
 from urllib3.exceptions import ProtocolError
 
+from conlst.platform.objects import _client_of
 from pipelines.local_services import S3Service, mlflow_server, seaweedfs
 
 _AWS_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN")
@@ -51,6 +52,7 @@ def pretended_s3(bucket: str = "conlst") -> Iterator[str]:
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
     with environment(keys, _AWS_VARIABLES), mock_aws():
         boto3.client("s3").create_bucket(Bucket=bucket)
+        _client_of.cache_clear()
         yield f"s3://{bucket}"
 
 
@@ -69,10 +71,12 @@ class Requests:
 
     def __enter__(self) -> "Requests":
         botocore.register_initializer(self._attach)
+        _client_of.cache_clear()
         return self
 
     def __exit__(self, *_error: object) -> None:
         botocore.unregister_initializer(self._attach)
+        _client_of.cache_clear()
 
     def _attach(self, session: Any) -> None:
         session.get_component("event_emitter").register_first("before-send.s3", self._before_send)

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from conlst import __version__
 from conlst.cli import main
-from conlst.contract.artifacts import verify
+from conlst.contract.artifacts import publish, verify
+from conlst.contract.errors import ArtifactError
 from conlst.contract.labels import NAMES
 from conlst.model.starter import load_starter
+from conlst.platform import objects
 from tiny import WORDS, tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
 COMMANDS = [
     *("run", "train-source", "adapt", "evaluate", "export", "trim", "compile", "train-job"),
-    *("promote", "rollback", "history", "serve", "predict", "compact", "bench"),
+    *("promote", "rollback", "history", "push", "replay", "serve", "predict", "compact", "bench"),
 ]
 WEIGHTS = "weights.safetensors"
 
@@ -317,6 +320,23 @@ def test_verbose_shows_where_an_error_came_from() -> None:
     assert ended.status == 1
     assert "Traceback" in ended.err
     assert ended.err.splitlines()[-1].startswith("conlst compile: ")
+
+
+def test_a_folder_is_pushed_again(tmp_path: Path, bucket: str) -> None:
+    with publish(tmp_path / "model", kind="model") as staging:
+        (staging / "weights").write_bytes(b"w")
+    address = objects.push_folder(tmp_path / "model", f"{bucket}/models")
+    entry = objects.check_folder(address).files["weights"]
+    boto3.client("s3").delete_object(Bucket="conlst", Key=f"models/blobs/{entry.sha256}")
+    with pytest.raises(ArtifactError, match="conlst push"):
+        objects.check_folder(address)
+    assert conlst("push", tmp_path / "model", "--store", f"{bucket}/models").result == {"address": address}
+    objects.check_folder(address)
+
+
+def test_what_was_kept_in_s3_is_replayed(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert conlst("replay", f"{bucket}/untracked").result == {"sent": 0}
 
 
 def test_nothing_to_replay_is_a_clean_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

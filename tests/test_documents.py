@@ -17,7 +17,8 @@ TARGET = re.compile(r"`make ([a-z-]+)`|^ {4}make ([a-z-]+)", re.MULTILINE)
 
 
 def commands() -> list[tuple[str, str]]:
-    return [(path.name, found[1]) for path in DOCUMENTS for found in COMMAND.finditer(path.read_text()) if "NAME" not in found[1]]
+    joined = {path.name: re.sub(r" *\\\n *", " ", path.read_text()) for path in DOCUMENTS}
+    return [(name, found[1]) for name, text in joined.items() for found in COMMAND.finditer(text) if "NAME" not in found[1]]
 
 
 def words(command: str) -> list[str]:

@@ -2,15 +2,18 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import boto3
 import pytest
+from botocore.config import Config as ClientConfig
 
 from conlst.contract.artifacts import MANIFEST, Manifest, publish, verify
 from conlst.contract.errors import ArtifactError, BackendError
 from conlst.platform import objects
+from pipelines.local_services import free_port
 from services import Requests, environment
 
 READS = {"HeadObject", "GetObject"}
@@ -140,6 +143,31 @@ def test_a_damaged_cache_heals(bucket, folder, tmp_path, cache):
         blob.unlink()
         blob.write_bytes(b"?" * size)
     verify(objects.fetch_folder(uri, tmp_path / "b"))
+
+
+def test_blobs_are_removed_once_no_folder_has_them_and_nobody_just_fetched_them(bucket, folder, tmp_path, cache):
+    uri = objects.push_folder(folder, bucket + "/m")
+    kept, gone = objects.fetch_folder(uri, tmp_path / "a"), made(tmp_path / "next", weights=b"other", table=b"shared")
+    shutil.rmtree(objects.fetch_folder(objects.push_folder(gone, bucket + "/m"), tmp_path / "b"))
+    assert objects.remove_unused_blobs() == 0
+    for blob in cache.iterdir():
+        os.utime(blob, (1000, 1000))
+    assert objects.remove_unused_blobs() == len(b"other")
+    assert {blob.name for blob in cache.iterdir()} == {entry.sha256 for entry in verify(kept).files.values()}
+    # looked up just now, and not linked to yet
+    shutil.rmtree(kept)
+    for blob in cache.iterdir():
+        os.utime(blob, (1000, 1000))
+    shutil.rmtree(objects.fetch_folder(uri, tmp_path / "c"))
+    assert objects.remove_unused_blobs() == 0
+
+
+def test_a_changed_environment_is_heeded(bucket, folder, monkeypatch):
+    objects.push_folder(folder, bucket + "/m")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(objects, "_CLIENT", objects._CLIENT.merge(ClientConfig(retries={"total_max_attempts": 1})))
+    with pytest.raises(BackendError, match="cannot be reached"):
+        objects.list_objects(bucket + "/m")
 
 
 def test_fetching_what_is_there_asks_nobody(bucket, folder, tmp_path):

@@ -2,6 +2,7 @@ import http.server
 import json
 import logging
 import multiprocessing
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -200,6 +201,44 @@ def test_replay_sends_everything_later(database, experiment, tmp_path, monkeypat
     # a replay that was killed just before it could forget its events
     (tmp_path / "moved" / tracking.SPOOL).write_text(kept)
     assert tracking.replay(tmp_path / "moved") == 9
+    assert_recorded(MlflowClient(database), experiment)
+
+
+def test_what_a_pod_could_not_send_outlives_its_disk(
+    database,
+    experiment,
+    tmp_path,
+    monkeypatch,
+    bucket,
+    down,  # noqa: ARG001
+):
+    stored = f"{bucket}/untracked"
+    monkeypatch.setenv("CONLST_UNTRACKED", stored)
+    record(experiment, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(BackendError, match="took 0 of 9 events"):
+        tracking.replay_stored(stored)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    assert tracking.replay_stored(stored) == 9
+    assert_recorded(MlflowClient(database), experiment)
+    assert tracking.replay_stored(stored) == 0
+
+
+def test_neither_server_answers_and_the_work_goes_on(experiment, tmp_path, monkeypatch, bucket, caplog, down):  # noqa: ARG001
+    monkeypatch.setenv("CONLST_UNTRACKED", bucket.replace("conlst", "nowhere") + "/untracked")
+    record(experiment, tmp_path)
+    assert "could not be kept either" in caplog.text
+    assert (tmp_path / tracking.SPOOL).exists()
+
+
+def test_a_deleted_experiment_is_named_with_its_cure(up, database, experiment, tmp_path):
+    number = up.create_experiment(experiment, str(tmp_path / "artifacts"))
+    up.delete_experiment(number)
+    record(experiment, tmp_path)
+    with pytest.raises(BackendError, match=f"was deleted; mlflow experiments restore --experiment-id {number}"):
+        tracking.replay(tmp_path)
+    up.restore_experiment(number)
+    assert tracking.replay(tmp_path) == 9
     assert_recorded(MlflowClient(database), experiment)
 
 

@@ -6,12 +6,14 @@ overwritten and folders share what they have in common. Credentials, region and 
 (environment, profile, role); conlst takes no keys.
 """
 
+import functools
 import hashlib
 import io
 import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +48,8 @@ _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<ke
 _MANIFEST_KEY = re.compile(r"(?:(?P<prefix>.+)/)?manifests/(?P<digest>[0-9a-f]{64})\.json")
 # two writers of one manifest: the loser is told 412, or 409 while the winner is still at it
 _LOST_THE_RACE = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+# between a look at a cached blob and the link to it lies the computation of its digest
+_IN_USE_SECONDS = 600.0
 _NOT_THERE = ("404", "NoSuchKey")
 _DENIED = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
 
@@ -145,6 +149,21 @@ def fetch_folder(uri: str, folder: Path) -> Path:
     return folder
 
 
+def remove_unused_blobs() -> int:
+    """Remove cached blobs that no fetched folder has a name of, and that nobody fetched in the last minutes.
+
+    Returns:
+        the bytes that were freed.
+    """
+    freed = 0
+    for path in _blobs().glob("[0-9a-f]*"):
+        found = path.stat()
+        if found.st_nlink == 1 and found.st_mtime < time.time() - _IN_USE_SECONDS:
+            path.unlink()
+            freed += found.st_size
+    return freed
+
+
 def check_folder(uri: str) -> Manifest:
     """Check that a folder in S3 is complete without downloading it: its manifest, and size and recorded sha256 of every blob.
 
@@ -159,7 +178,7 @@ def check_folder(uri: str) -> Manifest:
         for name, entry in manifest.files.items():
             blob = root / f"blobs/{entry.sha256}"
             if not _holds(client, blob, entry):
-                raise ArtifactError(f"{name} of {uri} is missing or altered at {blob}; push the folder again")
+                raise ArtifactError(f"{name} of {uri} is missing or altered at {blob}; push it again with conlst push")
     return manifest
 
 
@@ -324,9 +343,12 @@ def _upload(client: Any, path: Path, target: Address, sha256: str) -> None:
 
 def _cached(client: Any, blob: Address, entry: FileEntry) -> Path:
     """Path of a blob in the local cache, whose bytes were checked just now."""
-    path = cache_folder() / "blobs" / entry.sha256
-    if path.is_file() and _is(path, entry):
-        return path
+    path = _blobs() / entry.sha256
+    if path.is_file():
+        # in use: see remove_unused_blobs
+        path.touch()
+        if _is(path, entry):
+            return path
     with _beside(path) as partial:
         _download(client, blob, partial)
         if not _is(partial, entry):
@@ -334,6 +356,10 @@ def _cached(client: Any, blob: Address, entry: FileEntry) -> Path:
         # folders hold further names of this very file: writing through one of them would alter all
         partial.chmod(0o444)
     return path
+
+
+def _blobs() -> Path:
+    return cache_folder() / "blobs"
 
 
 def _is(path: Path, entry: FileEntry) -> bool:
@@ -387,13 +413,22 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def _environment() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_") or name == "HOME"))
+
+
+@functools.lru_cache(maxsize=4)
+def _client_of(environment: tuple[tuple[str, str], ...]) -> Any:  # noqa: ARG001
+    """A client takes 0.2 s of CPU to make and may be shared by threads; it holds the environment that it was made in."""
+    return boto3.session.Session().client("s3", config=_CLIENT)
+
+
 @contextmanager
 def _client(address: Address) -> Iterator[Any]:
     """A client of the default chain, whose errors are told with the address and what to do."""
     client = None
     try:
-        # a session of its own: boto3's default one remembers the environment of its first use
-        client = boto3.session.Session().client("s3", config=_CLIENT)
+        client = _client_of(_environment())
         yield client
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound) as error:
         raise BackendError(

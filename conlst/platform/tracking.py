@@ -5,20 +5,24 @@ Tracking never stops the work it describes, nor does every step of it wait for a
 and sent when the run ends, or later by :func:`replay`; so they are after a kill. Every event is idempotent: a run has a key, by
 which it is found or created, and metrics carry the time at which they were measured.
 
-``MLFLOW_TRACKING_URI`` names the server; without it nothing is recorded, which is said once.
+``MLFLOW_TRACKING_URI`` names the server; without it nothing is recorded, which is said once. Where the folder does not outlive
+the process, as in a pod, ``CONLST_UNTRACKED`` names an ``s3://`` prefix that gets what is left in it.
 """
 
 import functools
+import io
 import json
 import logging
 import os
 import re
 import shutil
+import tarfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from mlflow.entities import Metric, Param, RunTag
@@ -31,6 +35,9 @@ log = logging.getLogger(__name__)
 
 SPOOL = "untracked.jsonl"
 _COPIES = "untracked"
+# a spool in S3, and what is put beside it once it was sent
+_PACKED = ".untracked.tar.gz"
+_SENT = ".sent"
 _KEY_TAG = "conlst.run"
 _KEY = re.compile(r"[A-Za-z0-9._:/@ -]{1,200}")
 # metrics that came within this time travel together
@@ -202,6 +209,29 @@ def run(
             yield current
     finally:
         recorder.close()
+        if (Path(folder) / SPOOL).exists():
+            _store(Path(folder))
+
+
+def replay_stored(prefix: str) -> int:
+    """Send what runs left below an ``s3://`` prefix, as :func:`replay` does; each spool once.
+
+    Raises:
+        BackendError: as :func:`replay`, or if S3 fails.
+    """
+    from conlst.platform import objects
+
+    found = objects.list_objects(prefix)
+    sent = 0
+    for uri in found:
+        if not uri.endswith(_PACKED) or f"{uri}{_SENT}" in found:
+            continue
+        with TemporaryDirectory() as scratch:
+            with tarfile.open(objects.fetch_file(uri, Path(scratch))) as packed:
+                packed.extractall(Path(scratch) / "spool", filter="data")
+            sent += replay(Path(scratch) / "spool")
+        objects.put_new(b"", f"{uri}{_SENT}")
+    return sent
 
 
 def replay(folder: Path) -> int:
@@ -298,6 +328,11 @@ class _Sender:
     def _experiment_id(self, name: str) -> str:
         if name not in self._experiments:
             found = self._client.get_experiment_by_name(name)
+            if found and found.lifecycle_stage == "deleted":
+                # MLflow finds it all the same, and then takes no run
+                raise BackendError(
+                    f"the experiment {name!r} was deleted; mlflow experiments restore --experiment-id {found.experiment_id}"
+                )
             self._experiments[name] = found.experiment_id if found else self._create_experiment(name)
         return self._experiments[name]
 
@@ -325,6 +360,25 @@ def _keep(folder: Path, event: Event) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / SPOOL).open("a", encoding="utf-8") as file:
         file.write(json.dumps(event) + "\n")
+
+
+def _store(folder: Path) -> None:
+    """Bring a spool to ``$CONLST_UNTRACKED``, if that is set: a pod's disk goes with the pod."""
+    prefix = os.environ.get("CONLST_UNTRACKED")
+    if not prefix:
+        return
+    from conlst.platform import objects
+
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as packed:
+        packed.add(folder, arcname=".")
+    uri = f"{prefix.rstrip('/')}/{uuid.uuid4().hex}{_PACKED}"
+    try:
+        objects.put_new(content.getvalue(), uri)
+    except BackendError as error:  # as with MLflow: the work that is described goes on
+        log.error("what MLflow did not take could not be kept either: %s", error)
+        return
+    log.warning("what MLflow did not take is kept at %s; send it with conlst replay %s", uri, prefix)
 
 
 def _send_kept(folder: Path, uri: str, seconds: float, sender: _Sender | None = None) -> int:
