@@ -41,9 +41,11 @@ def main() -> None:
     except ValueError:
         parser.error(f"--host is {arguments.host!r}, expected an IP address")
     if not os.environ.get("CONLST_AUTH", "").strip():
-        if not address.is_loopback:
+        # who names keys wants them asked for
+        keys_file = os.environ.get("CONLST_KEYS_FILE", "").strip()
+        if not keys_file and not address.is_loopback:
             parser.error(f"{address} can be reached by others; {CHOOSE}")
-        os.environ["CONLST_AUTH"] = "none"
+        os.environ["CONLST_AUTH"] = "keys" if keys_file else "none"
     # BentoML reads this before it imports the service, and accepts no other spelling of yes
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     # replaces this process, so that a signal reaches BentoML itself

@@ -73,7 +73,7 @@ class Answers:
         probabilities = np.empty(logits.shape, np.float64)
         for served, places in _by_model(answered):
             probabilities[places] = served.predictor.probabilities(logits[places])
-            self._drift.observe(served.source.language, probabilities[places])
+            self._drift.observe(served, probabilities[places])
         predictions: list[Prediction | RefusedPair] = []
         for index in range(len(pairs)):
             if problem := problems.found.get(index):

@@ -20,7 +20,8 @@ class Choice:
     """Who answers a text.
 
     Attributes:
-        own: the text's own language, which for a fallback is another than the model's.
+        own: the text's own language, which for a fallback is another than the model's: served, one that can be detected, or
+            ``und``. Never what a caller made up, as feedback is kept by it.
     """
 
     served: Served
@@ -65,8 +66,12 @@ class Chooser:
 
     def _given(self, language: str) -> Choice:
         if language not in self._catalogue.languages and self._fallback:
-            return Choice(self._catalogue.model_for(self._fallback), language, "fallback")
+            return Choice(self._catalogue.model_for(self._fallback), self._known(language), "fallback")
         return Choice(self._catalogue.model_for(language), language, "given")
+
+    def _known(self, language: str) -> str:
+        known = {code.lower(): code for code in (*self._detector.languages, *self._catalogue.languages)}
+        return known.get(language.lower(), UNDETERMINED)
 
     def _detected(self, own: str | None, name: str, index: int) -> Choice | ApiError:
         if own is not None and own in self._catalogue.languages:

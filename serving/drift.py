@@ -83,21 +83,19 @@ class Drift(Collector):
         self._watched: dict[str, _Watched] = {}
         self._lock = Lock()
 
-    def observe(self, language: str, probabilities: NDArray[np.floating[Any]]) -> None:
-        """Count the answers ``[n, 3]`` of a language's model. Takes microseconds.
-
-        Args:
-            language: of the model, which for a fallback is not the pairs' own.
+    def observe(self, served: Served, probabilities: NDArray[np.floating[Any]]) -> None:
+        """Count the answers ``[n, 3]`` of a model, unless another took its place while it answered. Takes microseconds.
 
         Raises:
-            ApiError: if there is no model of the language.
+            ApiError: if there is no model of its language.
         """
-        served = self._catalogue.model_for(language)
         largest = np.minimum((probabilities.max(axis=1) * BINS).astype(np.int64), BINS - 1)
         labels = np.bincount(probabilities.argmax(axis=1), minlength=len(NAMES))
         counts = _Counts(np.bincount(largest, minlength=BINS), labels)
         with self._lock:
-            self._of(served).add(counts)
+            now = self._catalogue.model_for(served.source.language)
+            if now.predictor.digest == served.predictor.digest:
+                self._of(now).add(counts)
 
     def report(self) -> dict[str, Any]:
         """By language: pairs counted, since when, shares of the evaluation and of these pairs, and how far apart they are."""

@@ -33,7 +33,7 @@ from serving.middleware import BodyLimit, Observed
 from serving.models import Catalogue, Refusal, Served
 from serving.openapi import openapi_document
 from serving.page import ui_routes
-from serving.scheduler import Scheduler
+from serving.scheduler import Scheduler, closing
 from serving.schema import Catalogue as CatalogueAnswer
 from serving.schema import Gate, Limits, RefusedModel, ServedModel
 from serving.settings import Settings
@@ -157,6 +157,9 @@ class _Api:
             message = f"no answer within {patience:g} s; try again, or send fewer pairs"
             # what is left of a body is not waited for
             raise ApiError(504, "deadline", message, headers={"Connection": "close"}) from None
+        except asyncio.CancelledError:
+            # a client that leaves is a message; only a server that ends cancels, and would answer a plain 500 that nobody counts
+            raise closing() from None
 
 
 def _patience(headers: Headers, most: float) -> float:

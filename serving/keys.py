@@ -43,6 +43,11 @@ def open_keys(settings: Settings) -> "Keys | None":
                 raise ConfigError(f"CONLST_AUTH is keys, but CONLST_KEYS_FILE is not set; {CHOOSE}")
             return Keys(settings.keys_file, settings.rate_per_minute)
         case "none":
+            if settings.keys_file is not None:
+                raise ConfigError(
+                    f"CONLST_KEYS_FILE is {settings.keys_file}, but CONLST_AUTH is none, which asks for no key; "
+                    "set CONLST_AUTH=keys or unset one of them"
+                )
             if settings.rate_per_minute:
                 raise ConfigError("CONLST_RATE_PER_MINUTE counts by key; set CONLST_AUTH=keys or unset it")
             return None

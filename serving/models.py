@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -11,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from conlst.contract.artifacts import read_manifest
-from conlst.contract.errors import ArtifactError, ConfigError, ConlstError, RegistryError
+from conlst.contract.errors import ArtifactError, BackendError, ConfigError, ConlstError, RegistryError
 from conlst.runtime.onnx import KIND, Predictor
 from conlst.runtime.table import Tables
 from serving.errors import ApiError
@@ -61,33 +62,57 @@ class Refusal:
 
     Attributes:
         since: when it was first refused, UTC.
+        passing: whether it may yet be opened, since the network, the disk or the memory was the reason.
     """
 
     version: int | None
     digest: str | None
     reason: str
     since: datetime
+    passing: bool = False
+
+    def is_of(self, source: Source) -> bool:
+        return (self.version, self.digest) == (source.version, source.digest)
 
 
-def find_sources(settings: Settings) -> list[Source]:
-    """The models that the settings name, or the registry's champions when they name none.
+def check_models(settings: Settings) -> None:
+    """What can be told of the models before anything is opened, and without the registry, which may be away when a pod starts.
 
     Raises:
-        ConfigError: if there is nothing to serve, or not every language that is asked for.
+        ConfigError: if neither models nor a registry are named, or the named ones cannot be meant.
+        ArtifactError: if a named folder was never published.
+    """
+    if settings.models:
+        find_sources(settings)
+    elif not (os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise ConfigError(
+            "no model registry is configured; set MLFLOW_TRACKING_URI, for example to http://mlflow:5000, or name folders in "
+            "CONLST_MODELS=sw=/path/to/onnx"
+        )
+
+
+def find_sources(settings: Settings) -> dict[str, Source | ConlstError]:
+    """The models that the settings name, or the registry's champions when they name none, by language.
+
+    A champion that cannot be served is why not, so that it does not keep the others from their languages.
+
+    Raises:
+        ConfigError: if there is nothing to serve, or no model for a language that is asked for or for the fallback.
         ArtifactError: if a named folder was never published.
         BackendError, RegistryError: if the registry cannot be asked or its answer not be used.
     """
     wanted = _wanted(settings)
-    sources = _named(settings.models) if settings.models else _all_usable(_champions(wanted or None))
-    if wanted:
-        sources = [source for source in sources if source.language in wanted]
-    if missing := [language for language in wanted if language not in {source.language for source in sources}]:
+    sources = _allowed(_named(settings.models) if settings.models else _champions(), wanted)
+    if missing := [language for language in wanted if language not in sources]:
         raise ConfigError(f"CONLST_LANGUAGES asks for {', '.join(missing)}, for which there is no model")
     if not sources:
         raise ConfigError(
             "nothing to serve: the registry has no champion. Promote a model with `conlst promote`, or name folders in "
             "CONLST_MODELS=sw=/path/to/onnx"
         )
+    if settings.fallback and settings.fallback not in sources:
+        known = ", ".join(sorted(sources))
+        raise ConfigError(f"CONLST_FALLBACK is {settings.fallback!r}, for which there is no model; there are {known}")
     return sources
 
 
@@ -99,16 +124,19 @@ def find_champions(settings: Settings) -> dict[str, Source | ConlstError]:
     Raises:
         RegistryError: if the registry cannot be asked.
     """
-    wanted = _wanted(settings)
-    return {language: found for language, found in _champions(None).items() if not wanted or language in wanted}
+    return _allowed(_champions(), _wanted(settings))
 
 
 def _wanted(settings: Settings) -> tuple[str, ...]:
     return tuple(filter(None, (language.strip() for language in settings.languages.split(","))))
 
 
-def _named(models: str) -> list[Source]:
-    sources: dict[str, Source] = {}
+def _allowed(sources: Mapping[str, Source | ConlstError], wanted: Collection[str]) -> dict[str, Source | ConlstError]:
+    return {language: source for language, source in sources.items() if not wanted or language in wanted}
+
+
+def _named(models: str) -> dict[str, Source | ConlstError]:
+    sources: dict[str, Source | ConlstError] = {}
     for item in filter(None, (item.strip() for item in models.split(","))):
         language, equals, place = item.partition("=")
         if not (language and equals and place):
@@ -119,30 +147,19 @@ def _named(models: str) -> list[Source]:
             # a wrong path should be told at the start, not when the worker loads it
             read_manifest(Path(place), KIND)
         sources[language] = Source(language, f"nli-{language}", None, place)
-    return list(sources.values())
+    return sources
 
 
-def _champions(languages: Sequence[str] | None) -> dict[str, Source | ConlstError]:
+def _champions() -> dict[str, Source | ConlstError]:
     # not at the top: an image that serves named models needs no MLflow
     from conlst.platform.registry import resolve_champions
 
-    champions = resolve_champions(None if languages is None else list(languages))
     return {
         language: champion
         if isinstance(champion, ConlstError)
         else Source(language, champion.name, champion.version, champion.uri, champion.digest, _gate(champion))
-        for language, champion in sorted(champions.items())
+        for language, champion in sorted(resolve_champions().items())
     }
-
-
-def _all_usable(champions: Mapping[str, Source | ConlstError]) -> list[Source]:
-    """At the start one champion that cannot be served is reason enough not to: nothing older would answer in its place."""
-    sources = []
-    for champion in champions.values():
-        if isinstance(champion, ConlstError):
-            raise champion
-        sources.append(champion)
-    return sources
 
 
 def _gate(champion: "Version") -> dict[str, Any] | None:
@@ -188,7 +205,9 @@ def _folder(source: Source, settings: Settings) -> Path:
 
 
 class Catalogue:
-    """The models of this process. It is ready once all of them answered their golden pairs; until then it says why it is not.
+    """The models of this process, each served once it has answered its golden pairs.
+
+    It is ready when one is, and every one that ``CONLST_LANGUAGES`` and ``CONLST_FALLBACK`` name; until then it says why not.
 
     Readers need no lock: what they see is replaced as a whole, never altered. A request goes on with the :class:`Served` that it
     was given, whatever is swapped meanwhile; a model is freed when the last request lets go of it.
@@ -207,26 +226,64 @@ class Catalogue:
         self.problem: str | None = "the models are being loaded"
 
     def load(self) -> None:
-        """Open every model. What goes wrong becomes the reason why the server is not ready, which a probe shows.
+        """Open every model that is not served yet; what cannot be opened is refused.
 
-        May be called again after a failure; a catalogue that is ready stays as it is.
+        May be called again, which opens what was not found or failed in passing. A catalogue that is ready stays so.
         """
         with self._loading:
-            if self.problem is None:
-                return
             try:
-                opened = {source.language: self.open(source) for source in find_sources(self._settings)}
+                problem = self._open_all()
             except ConlstError as error:
-                self.problem = str(error)
-                log.error("nothing is served: %s", error)
+                problem = str(error)
             except Exception as error:
                 # this runs in a thread of its own, where an exception would vanish and leave "being loaded" for ever
-                self.problem = f"loading failed with {type(error).__name__}; see the server's log"
-                log.exception("nothing is served")
-            else:
-                self._served = opened
-                self.problem = None
-                log.info("serving %s", ", ".join(f"{s.source.name} {s.predictor.digest[:12]}" for s in opened.values()))
+                problem = f"loading failed with {type(error).__name__}; see the server's log"
+                log.exception("loading failed")
+            if self.problem is None:
+                if problem is not None:
+                    log.warning("what is refused cannot be tried again yet: %s", problem)
+                return
+            if problem is None:
+                log.info("serving %s", ", ".join(f"{s.source.name} {s.predictor.digest[:12]}" for s in self.all()))
+            elif problem != self.problem:
+                log.error("nothing is served: %s", problem)
+            self.problem = problem
+
+    def _open_all(self) -> str | None:
+        """Why nothing can be answered all the same, if so."""
+        for language, source in find_sources(self._settings).items():
+            if isinstance(source, ConlstError):
+                self.refuse(language, Refusal(None, None, str(source), datetime.now(UTC)))
+            elif language not in self._served and self._is_worth_a_try(source):
+                opened = self.open_or_refuse(source)
+                if opened is not None:
+                    self.swap(language, opened)
+        needed = dict.fromkeys([*_wanted(self._settings), *filter(None, [self._settings.fallback])])
+        missing = [language for language in needed if language not in self._served]
+        if self._served and not missing:
+            return None
+        refused = self._refusals
+        return "; ".join(f"{language}: {refused[language].reason}" for language in missing or refused)
+
+    def _is_worth_a_try(self, source: Source) -> bool:
+        refusal = self._refusals.get(source.language)
+        return refusal is None or refusal.passing or not refusal.is_of(source)
+
+    def open_or_refuse(self, source: Source) -> Served | None:
+        """Open a model without serving it, or note why it is refused."""
+        try:
+            return self.open(source)
+        except (BackendError, OSError) as error:
+            self._refuse(source, f"{error} (it will be tried again)", passing=True)
+        except MemoryError:
+            self._refuse(source, "there is not enough memory to open it (it will be tried again)", passing=True)
+        except ConlstError as error:
+            self._refuse(source, str(error))
+        except Exception as error:
+            # a model that breaks a library in a way of its own is refused like any other
+            log.exception("%s version %s cannot be opened", source.name, source.version)
+            self._refuse(source, f"opening it failed with {type(error).__name__}; see the server's log")
+        return None
 
     def open(self, source: Source) -> Served:
         """Open a model beside those that are served, without serving it.
@@ -243,9 +300,18 @@ class Catalogue:
         self.forgive(language)
 
     def refuse(self, language: str, refusal: Refusal) -> None:
-        """Note why a language's champion is not served."""
+        """Note why a language's champion is not served. One that was refused before is so since then."""
         with self._changing:
+            before = self._refusals.get(language)
+            if before is None or (before.version, before.digest) != (refusal.version, refusal.digest):
+                named = "its model" if refusal.version is None else f"version {refusal.version}"
+                log.error("%s: %s is refused: %s", language, named, refusal.reason)
+            else:
+                refusal = replace(refusal, since=before.since)
             self._refusals = {**self._refusals, language: refusal}
+
+    def _refuse(self, source: Source, reason: str, *, passing: bool = False) -> None:
+        self.refuse(source.language, Refusal(source.version, source.digest, reason, datetime.now(UTC), passing))
 
     def forgive(self, language: str) -> None:
         """Forget a language's refusal, if it has one."""
@@ -268,7 +334,7 @@ class Catalogue:
         """The model of a language.
 
         Raises:
-            ApiError: 503 before every model is ready, 404 for a language without one.
+            ApiError: 503 before the catalogue is ready, 404 for a language without one.
         """
         if self.problem is not None:
             raise ApiError(503, "not_ready", self.problem, headers={"Retry-After": "5"})

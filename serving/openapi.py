@@ -140,9 +140,9 @@ def openapi_document() -> dict[str, Any]:
             "/livez": _get("livez", "The process answers", _text("Alive."), {}, open_to_all=True),
             "/readyz": _get(
                 "readyz",
-                "Every model answered its golden pairs",
+                "The models that are needed answered their golden pairs",
                 _text("Ready."),
-                {"503": _text("Not ready; the text says why.")},
+                {"503": _text("Not ready; /models says why.")},
                 open_to_all=True,
             ),
             "/metrics": _get("metrics", "Prometheus metrics", _text("Metrics."), {}, open_to_all=True),

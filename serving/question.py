@@ -1,7 +1,9 @@
 """From the bytes of a request to texts that are safe to compute, or the error that says what is wrong with them."""
 
 import json
+import math
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -11,6 +13,9 @@ from serving.errors import ApiError, Problems
 from serving.schema import ManyPairs, ManyTexts, OnePair, OneText
 from serving.settings import Settings
 from serving.zero_shot import hypotheses
+
+# more than any question has: each that is unknown becomes a problem, and a body has room for 100,000
+_MOST_KEYS = 32
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
@@ -57,12 +62,14 @@ def read_question(body: bytes, settings: Settings) -> Question:
             a partial answer will do.
     """
     raw = _json(body)
+    _check_counts(raw, ("pairs",), settings.max_pairs)
+    _check_keys(raw, "the body")
+    for index, pair in enumerate(raw["pairs"] if isinstance(raw.get("pairs"), list) else []):
+        _check_keys(pair, f"pair {index}", index)
     # one shape or the other, rather than their union: its errors would speak of both
     asked = _shaped(ManyPairs, raw) if "pairs" in raw else _shaped(OnePair, raw)
     pairs = [(pair.premise, pair.hypothesis) for pair in (asked.pairs if isinstance(asked, ManyPairs) else [asked])]
-    _check_count(len(pairs), "pairs")
-    if len(pairs) > settings.max_pairs:
-        raise ApiError(413, "too_many_pairs", f"{len(pairs)} pairs, at most {settings.max_pairs} are answered in one request")
+    _check_some(len(pairs), "pairs")
     problems = Problems(asked.partial)
     for index, pair in enumerate(pairs):
         for text, role in zip(pair, ("premise", "hypothesis"), strict=True):
@@ -79,17 +86,12 @@ def read_zero_shot(body: bytes, settings: Settings) -> ZeroShot:
             text or label that cannot be answered.
     """
     raw = _json(body)
+    _check_counts(raw, ("texts", "labels"), settings.max_pairs)
+    _check_keys(raw, "the body")
     asked = _shaped(ManyTexts, raw) if "texts" in raw else _shaped(OneText, raw)
     texts = asked.texts if isinstance(asked, ManyTexts) else [asked.text]
-    _check_count(len(texts), "texts")
-    _check_count(len(asked.labels), "labels")
-    if (count := len(texts) * len(asked.labels)) > settings.max_pairs:
-        raise ApiError(
-            413,
-            "too_many_pairs",
-            f"{len(texts)} texts with {len(asked.labels)} labels are {count} pairs, at most {settings.max_pairs} are answered "
-            "in one request",
-        )
+    _check_some(len(texts), "texts")
+    _check_some(len(asked.labels), "labels")
     checked = [
         ("the template", asked.template, None),
         *((f"label {index}", label, None) for index, label in enumerate(asked.labels)),
@@ -125,6 +127,24 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _check_counts(raw: Mapping[str, Any], names: Sequence[str], most: int) -> None:
+    """Refuse what is too much before its shape is looked at: to tell what is wrong with each of thousands takes seconds."""
+    counts = {name: len(raw[name]) for name in names if isinstance(raw.get(name), list)}
+    # one that is empty, or no list, is told as that when the others are of a bearable length
+    pairs = math.prod(max(1, count) for count in counts.values())
+    if pairs > most:
+        told = " with ".join(f"{count} {name}" for name, count in counts.items())
+        are = f" are {pairs} pairs" if len(counts) > 1 else ""
+        raise ApiError(413, "too_many_pairs", f"{told}{are}, at most {most} are answered in one request")
+
+
+def _check_keys(place: object, name: str, index: int | None = None) -> None:
+    """Likewise for what has too many keys."""
+    if isinstance(place, dict) and len(place) > _MOST_KEYS:
+        message = f"{name} has {len(place)} keys, more than there are; /openapi.json has examples"
+        raise ApiError(400, "invalid_request", message, index=index)
+
+
 def _shaped(shape: type[Shape], raw: dict[str, Any]) -> Shape:
     try:
         return shape.model_validate(raw)
@@ -147,7 +167,7 @@ def _place(path: tuple[int | str, ...]) -> str:
     return ".".join(str(part)[:40] for part in path) or "body"
 
 
-def _check_count(count: int, name: str) -> None:
+def _check_some(count: int, name: str) -> None:
     if not count:
         raise ApiError(400, "invalid_request", f"{name} is empty; send at least one")
 

@@ -169,7 +169,7 @@ class Scheduler:
             left = list(self._waiting)
             for request in left:
                 self._withdraw(request)
-                request.error = _closing()
+                request.error = closing()
             self._changed.notify_all()
         _answer(left)
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
@@ -189,7 +189,7 @@ class Scheduler:
     def _check_room(self, tokens: int) -> None:
         """With the lock held."""
         if self._closed:
-            raise _closing()
+            raise closing()
         # what the thread is about to take does not wait
         crowded = self.waiting + self._running > self._max_waiting
         if crowded or (self._waiting_tokens and self._waiting_tokens + tokens > self._max_waiting_tokens):
@@ -315,5 +315,6 @@ def _too_late() -> ApiError:
     return ApiError(504, "deadline", "the deadline passed before the answer was computed; try again, or give it more time")
 
 
-def _closing() -> ApiError:
+def closing() -> ApiError:
+    """What is answered to a request that a server which is ending cannot wait for."""
     return ApiError(503, "not_ready", "the server is ending; send it again to another", headers={"Retry-After": "5"})

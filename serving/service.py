@@ -2,7 +2,6 @@
 
 import logging
 import os
-from threading import Thread
 
 import bentoml
 import yaml
@@ -10,13 +9,13 @@ from bentoml.exceptions import BentoMLConfigException
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from conlst.contract.errors import ConfigError, ConlstError
+from conlst.contract.errors import ConlstError
 from serving.detection import Detector
 from serving.drift import Drift
 from serving.feedback import Feedback
 from serving.http import Parts, create_app
 from serving.keys import open_keys
-from serving.models import Catalogue, find_sources
+from serving.models import Catalogue, check_models
 from serving.scheduler import Scheduler
 from serving.settings import Settings
 from serving.watch import Watcher
@@ -67,22 +66,18 @@ class Nli:
         drift = Drift(self.catalogue)
         self.app = create_app(Parts(settings, self.catalogue, self.scheduler, Detector(), self.feedback, drift, self.watcher))
         # loading in the background lets the probes answer meanwhile
-        Thread(target=self._load, name="conlst-load", daemon=True).start()
-
-    def _load(self) -> None:
-        self.catalogue.load()
         self.watcher.start()
 
     @bentoml.on_deployment
     def refuse_to_start_when_it_cannot_serve() -> None:
-        """Runs once, before the worker process, which would only be started again and again: ends here, with the reason."""
+        """Runs once, before the worker process, which would only be started again and again: ends here, with the reason.
+
+        The registry is not asked: one that is away for a while, or has no champion yet, is asked again until it has.
+        """
         try:
             settings = Settings.from_environment(os.environ)
             open_keys(settings)
-            languages = {source.language for source in find_sources(settings)}
-            if settings.fallback and settings.fallback not in languages:
-                known = ", ".join(sorted(languages))
-                raise ConfigError(f"CONLST_FALLBACK is {settings.fallback!r}, for which there is no model; served are {known}")
+            check_models(settings)
             Feedback(settings).close()
         except ConlstError as error:
             raise BentoMLConfigException(str(error)) from error
@@ -96,6 +91,7 @@ class Nli:
 
     async def __is_ready__(self) -> bool:
         if self.catalogue.problem is not None:
-            # rather than returning False, whose answer has no reason
-            raise HTTPException(503, self.catalogue.problem, headers={"Retry-After": "5"})
+            # not the reason: this needs no key, and that may name buckets, folders and addresses
+            told = "no answers yet; the server's log and GET /models say why"
+            raise HTTPException(503, told, headers={"Retry-After": "5"})
         return True

@@ -18,7 +18,7 @@ class Settings:
 
     Attributes:
         models: what to serve, ``sw=/a/folder,fr=s3://bucket/models/manifests/<digest>.json``; empty for the registry's champions.
-        languages: serve these only, for example ``sw,fr``; empty for all that there are.
+        languages: serve these only, for example ``sw,fr``, and not before all of them can be; empty for those that there are.
         cache: where fetched models are kept.
         max_pairs: pairs in a request; for candidate labels, texts times labels.
         max_characters: characters in a text. How many tokens a pair may have is the model's own limit.
@@ -29,8 +29,10 @@ class Settings:
         deadline_seconds: what takes longer is not answered, from the first byte of a body on.
         threads: CPU threads of a model run, 0 for what the process may use.
         provider: onnxruntime execution provider; the start fails if onnxruntime takes another.
-        fallback: the language whose model answers where a text's own is not served or cannot be told; empty to refuse instead.
-        auth: ``keys`` if requests need an API key, ``none`` if not. Nothing is served before one is chosen.
+        fallback: the language whose model answers where a text's own is not served or cannot be told, and without which nothing
+            is served; empty to refuse instead.
+        auth: ``keys`` if requests need an API key, ``none`` if not. Nothing is served before one is chosen; ``python -m serving``
+            takes ``keys`` where a file of keys is named, else ``none`` on a loopback address.
         keys_file: the keys, as ``python -m serving.keys`` makes them.
         rate_per_minute: requests of a key, 0 for no limit.
         watch_seconds: between two looks at the registry for new champions, 0 for none.

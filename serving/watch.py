@@ -17,7 +17,7 @@ from threading import Event, Thread
 from time import monotonic
 
 from conlst.contract.artifacts import read_manifest
-from conlst.contract.errors import ArtifactError, BackendError, ConlstError
+from conlst.contract.errors import ArtifactError, ConlstError
 from conlst.runtime.memory import give_back
 from conlst.runtime.onnx import KIND
 from serving.models import Catalogue, Refusal, Served, Source, fetched_models, find_champions
@@ -25,6 +25,8 @@ from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# seconds between tries to load what could not be: they double, but a pod that is not ready should not sleep for long
+_FIRST_LOAD, _LONGEST_LOAD = 1.0, 60.0
 # pods that start together must not ask together for ever; never early, so that a delay of one interval ends at the next poll
 _JITTER = 0.25
 _LONGEST_DELAY = 600.0
@@ -39,24 +41,30 @@ _ASIDE = ".removed-"
 
 @dataclass
 class _Backoff:
-    """Delays that double from ``first`` seconds."""
+    """Delays that double from ``delay`` seconds."""
 
-    first: float
-    failures: int = 0
+    delay: float
+    longest: float = _LONGEST_DELAY
     due: float = 0.0
 
-    def failed(self) -> None:
-        self.due = monotonic() + min(self.first * 2**self.failures, _LONGEST_DELAY)
-        self.failures += 1
+    def failed(self) -> float:
+        """Seconds until another try is due."""
+        delay = min(self.delay, self.longest)
+        self.due = monotonic() + delay
+        self.delay = 2 * delay
+        return delay
 
 
 class Watcher:
-    """Polls the registry in a thread of its own. Named models (``CONLST_MODELS``) are not watched: their place is their version.
+    """Loads the catalogue in a thread of its own, then polls the registry for what comes after.
+
+    Loading is tried again until the catalogue is ready, with growing delays: a registry that is away when many pods start must
+    not end them. Named models (``CONLST_MODELS``) are not watched, since their place is their version, and nothing is with
+    ``CONLST_WATCH_SECONDS=0``: then loading goes on until nothing is left that failed in passing.
 
     A champion whose version or digest is new is opened beside the old one and, having passed the same checks as at the start,
-    takes its place. One that fails them is not tried again until the alias moves on, unless the network or the disk failed: then
-    with growing delays. A language whose champion is gone from the registry goes on being served. A catalogue that could not
-    load is loaded again, too.
+    takes its place. One that fails them is not tried again until the alias moves on, unless the network, the disk or the memory
+    failed: then with growing delays. A language whose champion is gone from the registry goes on being served.
 
     Attributes:
         last_success: when the registry last answered, Unix time; ``None`` before the first answer.
@@ -67,19 +75,17 @@ class Watcher:
     def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
         self._catalogue = catalogue
         self._settings = settings
-        self._reload = _Backoff(settings.watch_seconds)
         self._retries: dict[str, _Backoff] = {}
         self._has_swapped = False
         self._stopped = Event()
-        self._thread = Thread(target=self._watch, name="conlst-watch", daemon=True)
+        self._thread = Thread(target=self._run, name="conlst-watch", daemon=True)
         self.last_success: float | None = None
         self.problem: str | None = None
         self.without_champion: tuple[str, ...] = ()
 
     def start(self) -> None:
-        """Begin, if the models come from the registry and an interval is set."""
-        if not self._settings.models and self._settings.watch_seconds:
-            self._thread.start()
+        """Begin in the background."""
+        self._thread.start()
 
     def stop(self) -> None:
         """No model is swapped from now on."""
@@ -93,9 +99,6 @@ class Watcher:
             # not at the swap itself, when requests still held the old model: it was freed by the last of them
             give_back()
             self._has_swapped = False
-        if self._catalogue.problem is not None:
-            self._load_again()
-            return
         try:
             champions = find_champions(self._settings)
         except ConlstError as error:
@@ -114,7 +117,28 @@ class Watcher:
             if isinstance(champion, Source):
                 self._follow(champion)
             else:
-                self._refuse(language, None, None, str(champion))
+                self._catalogue.refuse(language, Refusal(None, None, str(champion), datetime.now(UTC)))
+
+    @property
+    def _is_watching(self) -> bool:
+        return not self._settings.models and self._settings.watch_seconds > 0
+
+    def _run(self) -> None:
+        self._load()
+        if self._is_watching:
+            self._watch()
+
+    def _load(self) -> None:
+        backoff = _Backoff(_FIRST_LOAD, _LONGEST_LOAD)
+        self._catalogue.load()
+        while not self._is_loaded() and not self._stopped.wait(backoff.failed() * random.uniform(1, 1 + _JITTER)):
+            self._catalogue.load()
+
+    def _is_loaded(self) -> bool:
+        if self._catalogue.problem is not None:
+            return False
+        # the polls try again what is refused
+        return self._is_watching or not any(refusal.passing for refusal in self._catalogue.refusals.values())
 
     def _watch(self) -> None:
         # no secret depends on it, so any seed will do
@@ -125,11 +149,6 @@ class Watcher:
                 # whatever it is, the next promotion must not go unnoticed because of it
                 self.problem = f"watching failed with {type(error).__name__}; see the server's log"
                 log.exception("a poll of the registry failed")
-
-    def _load_again(self) -> None:
-        if monotonic() >= self._reload.due:
-            self._catalogue.load()
-            self._reload.failed()
 
     def _note_missing(self, champions: Collection[str]) -> None:
         missing = tuple(language for language in self._catalogue.languages if language not in champions)
@@ -157,44 +176,26 @@ class Watcher:
             log.info("%s is back at version %s, which is served", champion.language, champion.version)
 
     def _is_worth_a_try(self, champion: Source) -> bool:
-        if not _is_of(self._catalogue.refusals.get(champion.language), champion):
+        refusal = self._catalogue.refusals.get(champion.language)
+        if refusal is None or not refusal.is_of(champion):
             self._retries.pop(champion.language, None)
             return True
-        retry = self._retries.get(champion.language)
-        return retry is not None and monotonic() >= retry.due
+        return refusal.passing and monotonic() >= self._retry_of(champion).due
+
+    def _retry_of(self, champion: Source) -> _Backoff:
+        return self._retries.setdefault(champion.language, _Backoff(self._settings.watch_seconds))
 
     def _take(self, champion: Source) -> None:
-        try:
-            opened = self._catalogue.open(champion)
-        except (BackendError, OSError) as error:
-            self._retries.setdefault(champion.language, _Backoff(self._settings.watch_seconds)).failed()
-            self._refuse_champion(champion, f"{error} (it will be tried again)")
-        except ConlstError as error:
-            self._refuse_champion(champion, str(error))
-        except Exception as error:
-            # a model that breaks a library in a way of its own is refused like any other
-            log.exception("%s version %s cannot be opened", champion.name, champion.version)
-            self._refuse_champion(champion, f"opening it failed with {type(error).__name__}; see the server's log")
-        else:
-            # a server that is going down serves what it has
-            if not self._stopped.is_set():
-                self._retries.pop(champion.language, None)
-                self._catalogue.swap(champion.language, opened)
-                self._has_swapped = True
-                log.info("%s is now version %s, %s", champion.language, champion.version, opened.predictor.digest[:12])
-                self._tidy(champion.language)
-
-    def _refuse_champion(self, champion: Source, reason: str) -> None:
-        self._refuse(champion.language, champion.version, champion.digest, reason)
-
-    def _refuse(self, language: str, version: int | None, digest: str | None, reason: str) -> None:
-        before = self._catalogue.refusals.get(language)
-        again = before is not None and (before.version, before.digest) == (version, digest)
-        since = before.since if before is not None and again else datetime.now(UTC)
-        self._catalogue.refuse(language, Refusal(version, digest, reason, since))
-        if not again:
-            named = "its champion" if version is None else f"version {version}"
-            log.error("%s: %s is refused, what is served goes on: %s", language, named, reason)
+        opened = self._catalogue.open_or_refuse(champion)
+        if opened is None:
+            self._retry_of(champion).failed()
+        # a server that is going down serves what it has
+        elif not self._stopped.is_set():
+            self._retries.pop(champion.language, None)
+            self._catalogue.swap(champion.language, opened)
+            self._has_swapped = True
+            log.info("%s is now version %s, %s", champion.language, champion.version, opened.predictor.digest[:12])
+            self._tidy(champion.language)
 
     def _tidy(self, language: str) -> None:
         # here and not above: an endpoint of folders needs no boto3
@@ -205,10 +206,6 @@ class Watcher:
             remove_unused_blobs()
         except OSError as error:
             log.warning("old models of %s could not be removed: %s", language, error)
-
-
-def _is_of(refusal: Refusal | None, champion: Source) -> bool:
-    return refusal is not None and (refusal.version, refusal.digest) == (champion.version, champion.digest)
 
 
 def _remove_old(folder: Path, language: str, used: Iterable[str]) -> None:

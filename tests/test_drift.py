@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from conlst.contract.artifacts import publish
 from serving.drift import LEAST_PAIRS, WINDOW, Drift, stability_index
-from serving.errors import ApiError
 from serving.models import Catalogue, Source
 from serving.settings import Settings
 from tiny_onnx import tiny_onnx_folder
@@ -47,6 +47,11 @@ def catalogue_of(folder: Path) -> Catalogue:
     catalogue.load()
     assert catalogue.problem is None
     return catalogue
+
+
+def observe(drift: Drift, probabilities: np.ndarray) -> None:
+    """As answered by the model that is served."""
+    drift.observe(drift._catalogue.model_for("sw"), probabilities)
 
 
 def answers(confidence: float, label: int, n: int) -> np.ndarray:
@@ -88,7 +93,7 @@ def test_the_index_of_a_known_case():
 
 def test_answers_like_the_evaluations_show_no_drift(described):
     drift = Drift(catalogue_of(described))
-    drift.observe("sw", like(REFERENCE))
+    observe(drift, like(REFERENCE))
     told = drift.report()["languages"]["sw"]
     assert told["pairs"] == 1000
     assert told["reference"] == {
@@ -101,7 +106,7 @@ def test_answers_like_the_evaluations_show_no_drift(described):
 
 def test_other_answers_show_it(described):
     drift = Drift(catalogue_of(described))
-    drift.observe("sw", answers(0.35, 1, 500))
+    observe(drift, answers(0.35, 1, 500))
     told = drift.report()["languages"]["sw"]
     assert told["served"]["confidence"] == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     assert told["served"]["labels"] == {"entailment": 0, "neutral": 1, "contradiction": 0}
@@ -114,16 +119,16 @@ def test_other_answers_show_it(described):
 def test_the_largest_probability_falls_in_a_tenth(described):
     drift = Drift(catalogue_of(described))
     for confidence in (0.34, 0.45, 0.95, 1.0):
-        drift.observe("sw", answers(confidence, 0, 1))
+        observe(drift, answers(confidence, 0, 1))
     told = drift.report()["languages"]["sw"]
     assert (np.array(told["served"]["confidence"]) * 4).tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 0, 2]
 
 
 def test_few_pairs_give_no_index(described):
     drift = Drift(catalogue_of(described))
-    drift.observe("sw", answers(0.9, 0, LEAST_PAIRS - 1))
+    observe(drift, answers(0.9, 0, LEAST_PAIRS - 1))
     assert drift.report()["languages"]["sw"]["psi"] is None
-    drift.observe("sw", answers(0.9, 0, 1))
+    observe(drift, answers(0.9, 0, 1))
     assert drift.report()["languages"]["sw"]["psi"] is not None
 
 
@@ -136,7 +141,7 @@ def test_before_the_first_answer_there_is_nothing_to_tell(described):
 
 def test_a_model_without_a_reference_is_counted_all_the_same(plain):
     drift = Drift(catalogue_of(plain))
-    drift.observe("sw", answers(0.9, 0, LEAST_PAIRS))
+    observe(drift, answers(0.9, 0, LEAST_PAIRS))
     told = drift.report()["languages"]["sw"]
     assert (told["pairs"], told["reference"], told["psi"]) == (LEAST_PAIRS, None, None)
     assert told["served"]["labels"]["entailment"] == 1
@@ -164,12 +169,12 @@ def test_a_reference_that_cannot_be_read_is_told_and_left_out(plain, tmp_path, c
 
 def test_old_answers_are_forgotten(described):
     drift = Drift(catalogue_of(described))
-    drift.observe("sw", answers(0.35, 1, WINDOW))
+    observe(drift, answers(0.35, 1, WINDOW))
     first = drift.report()["languages"]["sw"]["since"]
-    drift.observe("sw", answers(0.95, 0, WINDOW))
+    observe(drift, answers(0.95, 0, WINDOW))
     both = drift.report()["languages"]["sw"]
     assert (both["pairs"], both["served"]["labels"]["neutral"], both["since"]) == (2 * WINDOW, 0.5, first)
-    drift.observe("sw", answers(0.95, 0, 1))
+    observe(drift, answers(0.95, 0, 1))
     later = drift.report()["languages"]["sw"]
     assert (later["pairs"], later["served"]["labels"]["neutral"]) == (WINDOW + 1, 0)
 
@@ -177,22 +182,30 @@ def test_old_answers_are_forgotten(described):
 def test_it_starts_anew_when_the_model_is_swapped(described, tmp_path):
     catalogue = catalogue_of(described)
     drift = Drift(catalogue)
-    drift.observe("sw", answers(0.9, 0, 300))
+    observe(drift, answers(0.9, 0, 300))
     served = catalogue.model_for("sw")
     other = tiny_onnx_folder(tmp_path / "other", seed=1)
     catalogue.swap("sw", catalogue.open(Source("sw", "nli-sw", 2, str(other))))
     told = drift.report()["languages"]["sw"]
     assert (told["pairs"], told["reference"]) == (0, None)
-    drift.observe("sw", answers(0.9, 0, 5))
+    observe(drift, answers(0.9, 0, 5))
     assert drift.report()["languages"]["sw"]["pairs"] == 5
     # as after a rollback
     catalogue.swap("sw", served)
     assert drift.report()["languages"]["sw"]["pairs"] == 0
 
 
-def test_a_language_without_a_model_is_refused(described):
-    with pytest.raises(ApiError, match="no model for 'fr'"):
-        Drift(catalogue_of(described)).observe("fr", answers(0.9, 0, 1))
+def test_answers_of_a_model_that_was_swapped_meanwhile_are_not_its_successors(described, tmp_path):
+    catalogue = catalogue_of(described)
+    drift = Drift(catalogue)
+    old = catalogue.model_for("sw")
+    catalogue.swap("sw", catalogue.open(Source("sw", "nli-sw", 2, str(tiny_onnx_folder(tmp_path / "other", seed=1)))))
+    observe(drift, answers(0.9, 0, 5))
+    drift.observe(old, answers(0.9, 0, 300))
+    assert drift.report()["languages"]["sw"]["pairs"] == 5
+    # another version of the same bytes goes on
+    drift.observe(replace(catalogue.model_for("sw"), source=Source("sw", "nli-sw", 3, "elsewhere")), answers(0.9, 0, 2))
+    assert drift.report()["languages"]["sw"]["pairs"] == 7
 
 
 def test_prometheus_sees_it(described):
@@ -202,7 +215,7 @@ def test_prometheus_sees_it(described):
     exposed.register(drift)
     assert 'conlst_drift_pairs{language="sw"} 0.0' in generate_latest(exposed).decode()
     assert "conlst_drift_psi{" not in generate_latest(exposed).decode()
-    drift.observe("sw", answers(0.35, 1, 500))
+    observe(drift, answers(0.35, 1, 500))
     psi = drift.report()["languages"]["sw"]["psi"]
     assert exposed.get_sample_value("conlst_drift_pairs", {"language": "sw"}) == 500
     for of in ("confidence", "labels"):
@@ -219,13 +232,13 @@ def test_no_answer_is_lost_between_threads(described):
     drift = Drift(catalogue_of(described))
     start = threading.Barrier(8)
 
-    def observe(label: int) -> None:
+    def ask(label: int) -> None:
         start.wait()
         for _ in range(100):
-            drift.observe("sw", answers(0.9, label, 2))
+            observe(drift, answers(0.9, label, 2))
             drift.report()
 
-    threads = [threading.Thread(target=observe, args=(number % 3,)) for number in range(8)]
+    threads = [threading.Thread(target=ask, args=(number % 3,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -237,5 +250,5 @@ def test_no_answer_is_lost_between_threads(described):
 
 def test_the_report_is_json(described):
     drift = Drift(catalogue_of(described))
-    drift.observe("sw", answers(0.9, 0, 500).astype(np.float32))
+    observe(drift, answers(0.9, 0, 500).astype(np.float32))
     assert json.loads(json.dumps(drift.report(), allow_nan=False)) == drift.report()

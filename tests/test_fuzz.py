@@ -21,7 +21,11 @@ from tiny_onnx import tiny_onnx_folder
 def document(tmp_path_factory: pytest.TempPathFactory) -> schemathesis.BaseSchema:
     places = tmp_path_factory.mktemp("fuzz")
     models = ",".join(f"{code}={tiny_onnx_folder(places / code, code, max_length=128)}" for code in ("fr", "sw"))
-    return schemathesis.openapi.from_asgi("/openapi.json", serve(models, fallback="sw").app)
+    loaded = schemathesis.openapi.from_asgi("/openapi.json", serve(models, fallback="sw").app)
+    # a wrong question that is too large as well is told the size, which is looked at first
+    rejection = loaded.config.checks.negative_data_rejection
+    rejection.expected_statuses = [*rejection.expected_statuses, "413"]
+    return loaded
 
 
 CHECKS = [

@@ -123,6 +123,7 @@ def test_refusals_by_rate_do_not_reach_a_model(tmp_path: Path, ours: tuple[str, 
         ({"auth": "keys"}, "CONLST_KEYS_FILE is not set"),
         ({"auth": "keys", "keys_file": Path("/no/such/file")}, "/no/such/file cannot be read"),
         ({"auth": "none", "rate_per_minute": 5}, "counts by key"),
+        ({"auth": "none", "keys_file": Path("/keys")}, "CONLST_KEYS_FILE is /keys, but CONLST_AUTH is none"),
     ],
 )
 def test_who_may_ask_has_to_be_chosen(chosen: dict, reason: str) -> None:

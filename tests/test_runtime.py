@@ -106,6 +106,36 @@ def test_external_data_outside_the_folder_is_refused(tmp_path, external):
         Predictor(tiny_onnx_folder(tmp_path / "a" / "bad", external=location), threads=1)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        # as onnxruntime says it, in errors that it also has for bad graphs
+        RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model from model.onnx failed:std::bad_alloc"),
+        RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 40000000000"),
+    ],
+)
+def test_a_shortage_of_memory_is_no_fault_of_the_model(tmp_path, monkeypatch, error):
+    def fail(*_how, **_options):
+        raise error
+
+    folder = tiny_onnx_folder(tmp_path / "x")
+    predictor = Predictor(folder, threads=1)
+    monkeypatch.setattr(predictor, "run", fail)
+    with pytest.raises(BackendError, match="not enough memory to open"):
+        predictor.check_golden()
+    monkeypatch.setattr("conlst.runtime.onnx.onnxruntime.InferenceSession", fail)
+    with pytest.raises(BackendError, match="not enough memory to open"):
+        Predictor(folder, threads=1)
+
+
+def test_what_else_breaks_while_golden_pairs_are_answered_is_told_as_it_is(tmp_path, monkeypatch):
+    predictor = Predictor(tiny_onnx_folder(tmp_path / "x"), threads=1)
+    monkeypatch.setattr(predictor, "run", lambda _: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        predictor.check_golden()
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "embeddings.bin", "tokenizer.json", "config.json", "golden.json"])
 def test_a_changed_or_missing_file_is_refused(tmp_path, name):
     file = tiny_onnx_folder(tmp_path / "x") / name

@@ -19,7 +19,7 @@ from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import RegistryError
 from conlst.contract.labels import NAMES
 from served import CANARY, MANY, ONE, Bomb, Server, expected, serve
-from serving.models import Refusal
+from serving.models import Refusal, Source
 from serving.openapi import openapi_document
 from serving.settings import Settings
 from tiny_onnx import PAIRS, slow_logits, tiny_onnx_folder
@@ -152,6 +152,40 @@ def test_a_language_that_is_not_served_is_told_which_are(server):
 def test_too_many_pairs_are_refused(server):
     assert server.predict({**MANY, "pairs": MANY["pairs"] * 16}).status_code == 200
     server.refusal(413, "too_many_pairs", server.predict({**MANY, "pairs": MANY["pairs"] * 16 + MANY["pairs"][:1]}))
+
+
+@pytest.mark.parametrize(
+    ("path", "question", "told"),
+    [
+        ("/predict", {"pairs": [1] * 65}, "65 pairs, at most 64"),
+        ("/zero-shot", {"texts": [1] * 65, "labels": ["mvua"]}, "65 texts with 1 labels are 65 pairs, at most 64"),
+        ("/zero-shot", {"text": "leo", "labels": [1] * 65}, "65 labels, at most 64"),
+        ("/zero-shot", {"texts": [], "labels": [1] * 65}, "65 labels"),
+        ("/zero-shot", {"texts": [1] * 65, "labels": None}, "65 texts"),
+    ],
+)
+def test_too_many_items_are_refused_before_they_are_looked_at(server, monkeypatch, path, question, told):
+    # a problem of each of 500,000 items would be found on the event loop, which everyone waits for
+    monkeypatch.setattr("serving.question._shaped", lambda *_: pytest.fail("looked at"))
+    error = server.refusal(413, "too_many_pairs", server.ask("POST", path, json=question))
+    assert told in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "question", "name", "index"),
+    [
+        ("/predict", ONE, "the body", None),
+        ("/zero-shot", {"text": "leo", "labels": ["mvua"]}, "the body", None),
+        ("/predict", MANY, "pair 1", 1),
+    ],
+)
+def test_too_many_keys_are_not_told_one_by_one(server, monkeypatch, path, question, name, index):
+    monkeypatch.setattr("serving.question._shaped", lambda *_: pytest.fail("looked at"))
+    many = {f"k{number}": 1 for number in range(33)}
+    asked = {"pairs": [MANY["pairs"][0], many]} if index else {**question, **many}
+    error = server.refusal(400, "invalid_request", server.ask("POST", path, json=asked))
+    assert f"{name} has {33 if index else 33 + len(question)} keys" in error["message"]
+    assert error.get("index") == index
 
 
 @pytest.mark.parametrize(
@@ -387,6 +421,16 @@ class TestLanguages:
         assert 'conlst_text_languages_total{language="other",source="fallback"} 2.0' in counted
         assert 'conlst_feedback_pairs_total{state="written"} 3.0' in counted
 
+    def test_a_language_that_a_caller_made_up_is_no_place_for_feedback(self, two, tmp_path):
+        german = {"premise": "Zwei Kinder spielen im Garten mit dem Ball", "hypothesis": "Niemand spielt"}
+        server = serve(two, fallback="fr", feedback=str(tmp_path))
+        for language in ("x1", "x2", "zxx", "de", "DE", "SW"):
+            answer = server.predict({**german, "language": language, "truncate": True, "feedback": True})
+            assert answer.json()["language_source"] == "fallback"
+        server.feedback.close()
+        kept = {path.parts[-3]: len(pq.read_table(path)) for path in tmp_path.rglob("*.parquet")}
+        assert kept == {"language=und": 3, "language=de": 2, "language=sw": 1}
+
     def test_metrics_tell_that_the_registry_or_the_feedback_fails(self, two, tmp_path, monkeypatch):
         def unreachable(_settings):
             raise RegistryError("no answer")
@@ -482,6 +526,41 @@ class TestDeadlines:
 
         assert asyncio.run(crowd()) == 0
 
+    @pytest.mark.parametrize("where", ["body", "run"])
+    def test_one_that_the_end_of_the_server_cuts_short_is_told_so(self, folder, monkeypatch, where):
+        server = serve(f"sw={folder}")
+        begun, release = threading.Event(), threading.Event()
+        run = server.catalogue.model_for("sw").predictor.run
+
+        def held(rows):
+            begun.set()
+            assert release.wait(30)
+            return run(rows)
+
+        async def body() -> AsyncIterator[bytes]:
+            if where == "body":
+                begun.set()
+                await asyncio.sleep(30)
+            yield json.dumps(ONE).encode()
+
+        monkeypatch.setattr(server.catalogue.model_for("sw").predictor, "run", held)
+
+        async def ended() -> httpx.Response:
+            async with server.client() as client:
+                asked = client.post("/predict", content=body(), headers={"content-type": "application/json"})
+                task = asyncio.create_task(asked)
+                while not begun.is_set():
+                    await asyncio.sleep(0.001)
+                # as uvicorn does when its grace is over
+                task.cancel()
+                return await task
+
+        answer = asyncio.run(ended())
+        release.set()
+        assert "ending" in server.refusal(503, "not_ready", answer)["message"]
+        assert int(answer.headers["retry-after"]) > 0
+        assert 'conlst_requests_total{route="/predict",status="503"} 1.0' in server.ask("GET", "/metrics").text
+
     @pytest.mark.parametrize("own", ["0", "-5", "1.5", "soon", "", "٣"])
     def test_one_that_is_no_number_is_refused(self, server, own):
         error = server.refusal(400, "invalid_request", server.predict(ONE, headers={"X-Deadline-Ms": own.encode()}))
@@ -504,6 +583,22 @@ def test_feedback_is_kept_only_where_it_is_allowed(folder, tmp_path):
     (file,) = (tmp_path / "kept").rglob("*.parquet")
     (row,) = pq.read_table(file).to_pylist()
     assert (row["premise"], row["hypothesis"], row["language"]) == (ONE["premise"], ONE["hypothesis"], "sw")
+
+
+def test_drift_does_not_count_what_the_model_before_a_swap_answered(folder, tmp_path, monkeypatch):
+    server = serve(f"sw={folder}")
+    predictor = server.catalogue.model_for("sw").predictor
+    other = server.catalogue.open(Source("sw", "nli-sw", 2, str(tiny_onnx_folder(tmp_path / "other", seed=1))))
+    run = predictor.run
+
+    def swapped_meanwhile(rows):
+        server.catalogue.swap("sw", other)
+        return run(rows)
+
+    monkeypatch.setattr(predictor, "run", swapped_meanwhile)
+    for pairs in (0, len(PAIRS)):
+        assert server.predict(MANY).status_code == 200
+        assert server.ask("GET", "/drift").json()["languages"]["sw"]["pairs"] == pairs
 
 
 def test_drift_counts_what_was_answered(folder):
@@ -629,13 +724,24 @@ def test_nothing_is_answered_before_the_golden_pairs_are(folder):
     assert server.predict(ONE).status_code == 200
 
 
-def test_one_model_that_answers_otherwise_keeps_the_server_unready(folder, tmp_path, caplog):
+def test_one_model_that_answers_otherwise_is_told_and_the_others_are_served(folder, tmp_path, caplog):
     wrong = tiny_onnx_folder(tmp_path / "fr", "fr", golden_offset=0.5)
     server = Server(Settings(models=f"sw={folder},fr={wrong}", threads=1, auth="none"))
     server.catalogue.load()
+    assert server.predict(ONE).status_code == 200
+    body = server.ask("GET", "/models").json()
+    assert (body["ready"], [model["language"] for model in body["models"]]) == (True, ["sw"])
+    assert "golden pair 0" in body["refused"]["fr"]["reason"]
+    assert 'conlst_refused_promotions{language="fr"} 1.0' in server.ask("GET", "/metrics").text
+    assert "golden pair 0" in caplog.text
+
+
+def test_a_needed_model_that_answers_otherwise_keeps_the_server_unready(folder, tmp_path):
+    wrong = tiny_onnx_folder(tmp_path / "fr", "fr", golden_offset=0.5)
+    server = Server(Settings(models=f"sw={folder},fr={wrong}", languages="fr,sw", threads=1, auth="none"))
+    server.catalogue.load()
     assert "golden pair 0" in server.refusal(503, "not_ready", server.predict(ONE))["message"]
     assert "golden pair 0" in server.ask("GET", "/models").json()["reason"]
-    assert "golden pair 0" in caplog.text
 
 
 def test_configured_limits_hold(folder):

@@ -18,7 +18,7 @@ from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import ArtifactError, BackendError, ConfigError, RegistryError
 from conlst.runtime.table import Tables
 from serving.errors import ApiError
-from serving.models import Catalogue, Refusal, Source, find_champions, find_sources, open_model
+from serving.models import Catalogue, Refusal, Source, check_models, find_champions, find_sources, open_model
 from serving.settings import Settings
 from tiny_onnx import PAIRS, slow_logits, tiny_onnx_folder
 
@@ -65,19 +65,20 @@ def test_an_unforeseen_failure_while_loading_is_told_too(monkeypatch):
         ("=FOLDER", "", ConfigError, "expected language=folder"),
         ("sw=FOLDER,sw=FOLDER", "", ConfigError, "two models for sw"),
         ("sw=FOLDER", "sw,fr", ConfigError, "asks for fr"),
+        ("sw=FOLDER,fr=s3://b/m", "fr", ConfigError, "CONLST_FALLBACK is 'sw'.*there are fr"),
         (",", "", ConfigError, "nothing to serve"),
         ("sw=/no/such/folder", "", ArtifactError, "/no/such/folder has no manifest"),
     ],
 )
 def test_what_cannot_be_served_is_refused_at_the_start(folder, models, languages, error, message):
     with pytest.raises(error, match=message):
-        find_sources(Settings(models=models.replace("FOLDER", str(folder)), languages=languages))
+        check_models(Settings(models=models.replace("FOLDER", str(folder)), languages=languages, fallback="sw"))
 
 
 def test_languages_restrict_what_is_served(folder):
     models = f"sw={folder}, fr=s3://bucket/models/manifests/{'0' * 64}.json"
-    assert [source.language for source in find_sources(Settings(models=models))] == ["sw", "fr"]
-    assert [source.language for source in find_sources(Settings(models=models, languages=" sw "))] == ["sw"]
+    assert list(find_sources(Settings(models=models))) == ["sw", "fr"]
+    assert list(find_sources(Settings(models=models, languages=" sw "))) == ["sw"]
 
 
 @dataclass
@@ -89,15 +90,9 @@ class Champion:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def champions(monkeypatch, **found: Champion) -> list[object]:
-    asked = []
-
-    def resolve_champions(languages=None):
-        asked.append(languages)
-        return {language: champion for language, champion in found.items() if languages is None or language in languages}
-
-    monkeypatch.setattr("conlst.platform.registry.resolve_champions", resolve_champions)
-    return asked
+def champions(monkeypatch, **found: Champion | RegistryError) -> dict[str, Champion | RegistryError]:
+    monkeypatch.setattr("conlst.platform.registry.resolve_champions", lambda: found)
+    return found
 
 
 def test_without_named_models_the_registrys_champions_are_served(folder, tmp_path, monkeypatch):
@@ -109,7 +104,7 @@ def test_without_named_models_the_registrys_champions_are_served(folder, tmp_pat
         fetched.append((source, cache))
         return folder
 
-    asked = champions(monkeypatch, sw=Champion("nli-sw", 7, uri, digest))
+    champions(monkeypatch, sw=Champion("nli-sw", 7, uri, digest))
     monkeypatch.setattr("conlst.platform.objects.localize", localize)
     catalogue = Catalogue(Settings(cache=tmp_path, threads=1))
     before = datetime.now(UTC)
@@ -119,8 +114,6 @@ def test_without_named_models_the_registrys_champions_are_served(folder, tmp_pat
     assert served.predictor.digest == digest
     assert before <= served.loaded_at <= datetime.now(UTC)
     assert fetched == [(uri, tmp_path / "served")]
-    find_sources(Settings(languages="sw"))
-    assert asked == [None, ["sw"]]
 
 
 def test_a_registry_without_champions_has_nothing_to_serve(monkeypatch):
@@ -138,25 +131,40 @@ def test_a_champion_that_is_gone_is_an_error_at_the_start_only(monkeypatch):
     assert list(find_champions(Settings())) == ["fr", "sw"]
 
 
-def test_a_champion_that_cannot_be_used_keeps_a_server_from_starting(monkeypatch):
-    there = Champion("nli-fr", 1, "s3://b/m", "0" * 64)
-    champions(monkeypatch, fr=there, sw=RegistryError("version 2 of nli-sw is FAILED_REGISTRATION"))
-    with pytest.raises(RegistryError, match="version 2 of nli-sw"):
-        find_sources(Settings())
-    assert [source.language for source in find_sources(Settings(languages="fr"))] == ["fr"]
+def test_a_champion_that_cannot_be_used_leaves_the_other_languages_theirs(folder, monkeypatch):
+    there = Champion("nli-sw", 1, str(folder), read_manifest(folder).digest)
+    unusable = RegistryError("version 2 of nli-fr is FAILED_REGISTRATION")
+    found = champions(monkeypatch, fr=unusable, sw=there)
+    assert find_sources(Settings())["fr"] is unusable
+    catalogue = Catalogue(Settings(threads=1))
+    catalogue.load()
+    assert (catalogue.problem, catalogue.languages) == (None, ("sw",))
+    assert catalogue.refusals["fr"].reason == str(unusable)
+    # what serves already is no matter to a repeated load
+    found["sw"] = RegistryError("gone")
+    catalogue.load()
+    assert (catalogue.problem, catalogue.languages) == (None, ("sw",))
+
+
+def test_without_models_and_registry_nothing_starts(monkeypatch):
+    with pytest.raises(ConfigError, match=r"set MLFLOW_TRACKING_URI.*CONLST_MODELS"):
+        check_models(Settings())
+    # it is not asked
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    check_models(Settings())
 
 
 def test_the_gates_decision_comes_with_a_version(monkeypatch):
     noted = {"decision": json.dumps({"promote": True, "reasons": ["gain +0.02"]}), "decided_at": "2026-11-22T10:00:00+00:00"}
     champions(monkeypatch, sw=Champion("nli-sw", 1, "s3://b/m", "0" * 64, noted))
     told = {"promote": True, "reasons": ["gain +0.02"], "decided_at": "2026-11-22T10:00:00+00:00"}
-    assert find_sources(Settings())[0].gate == told
+    assert find_sources(Settings())["sw"].gate == told
 
 
 @pytest.mark.parametrize("tags", [{}, {"decision": "yes"}, {"decision": "[]"}, {"decision": '{"promote": true}'}])
 def test_a_version_that_no_gate_decided_on_has_no_decision(monkeypatch, tags):
     champions(monkeypatch, sw=Champion("nli-sw", 1, "s3://b/m", "0" * 64, tags))
-    assert find_sources(Settings())[0].gate is None
+    assert find_sources(Settings())["sw"].gate is None
 
 
 def test_a_model_of_another_digest_language_or_provider_is_not_opened(folder):
@@ -185,14 +193,61 @@ def test_a_failed_load_may_be_repeated_and_a_ready_catalogue_stays(tmp_path):
     assert catalogue.model_for("sw") is served
 
 
-def test_of_several_models_all_are_served_or_none(folder, tmp_path):
+@pytest.fixture
+def with_a_bad_one(folder, tmp_path) -> str:
     broken = tiny_onnx_folder(tmp_path / "fr", "fr", golden_offset=0.1)
-    catalogue = Catalogue(Settings(models=f"sw={folder},fr={broken}", threads=1))
+    return f"sw={folder},fr={broken}"
+
+
+def test_of_several_models_those_that_open_are_served(with_a_bad_one, caplog):
+    catalogue = Catalogue(Settings(models=with_a_bad_one, threads=1))
     catalogue.load()
+    assert (catalogue.problem, catalogue.languages) == (None, ("sw",))
+    refusal = catalogue.refusals["fr"]
+    assert "answers golden pair 0 otherwise" in refusal.reason
+    assert not refusal.passing
+    assert "fr: its model is refused" in caplog.text
+    with pytest.raises(ApiError, match="no model for 'fr'"):
+        catalogue.model_for("fr")
+
+
+@pytest.mark.parametrize(("asked", "ready"), [({"languages": "fr,sw"}, 0), ({"fallback": "fr"}, 0), ({"fallback": "sw"}, 1)])
+def test_a_language_that_is_asked_for_has_to_be_served(with_a_bad_one, asked, ready):
+    catalogue = Catalogue(Settings(models=with_a_bad_one, threads=1, **asked))
+    catalogue.load()
+    if ready:
+        assert catalogue.problem is None
+        return
+    assert catalogue.problem.startswith("fr: ")
     assert "answers golden pair 0 otherwise" in catalogue.problem
-    assert catalogue.languages == ()
-    with pytest.raises(ApiError, match="golden"):
+    with pytest.raises(ApiError, match="golden") as refused:
         catalogue.model_for("sw")
+    assert refused.value.status == 503
+
+
+@pytest.mark.parametrize("shortage", [BackendError("S3 is away"), OSError("No space left on device"), MemoryError()])
+def test_what_failed_in_passing_is_opened_by_a_repeated_load_and_what_is_bad_is_left(folder, tmp_path, monkeypatch, shortage):
+    places = [tiny_onnx_folder(tmp_path / "fr", "fr"), tiny_onnx_folder(tmp_path / "ur", "ur", golden_offset=0.1)]
+    catalogue = Catalogue(Settings(models=f"fr={places[0]},sw={folder},ur={places[1]}", threads=1))
+    opened, tried = catalogue.open, []
+
+    def fail_first(source):
+        tried.append(source.language)
+        if tried == ["fr"]:
+            raise shortage
+        return opened(source)
+
+    monkeypatch.setattr(catalogue, "open", fail_first)
+    catalogue.load()
+    assert (catalogue.problem, catalogue.languages) == (None, ("sw",))
+    assert catalogue.refusals["fr"].passing
+    assert "tried again" in catalogue.refusals["fr"].reason
+    served = catalogue.model_for("sw")
+    catalogue.load()
+    assert catalogue.languages == ("fr", "sw")
+    assert list(catalogue.refusals) == ["ur"]
+    assert tried == ["fr", "sw", "ur", "fr"]
+    assert catalogue.model_for("sw") is served
 
 
 def test_models_of_one_catalogue_share_their_table(folder, tmp_path):

@@ -21,6 +21,7 @@ from conlst.contract.artifacts import read_manifest
 from conlst.contract.labels import NAMES
 from pipelines.local_services import free_port
 from served import CANARY, CHECKOUT, MANY, ONE, Bomb, expected
+from serving.__main__ import command, main
 from serving.keys import make_key
 from serving.openapi import openapi_document
 from tiny_onnx import PAIRS, tiny_onnx_folder
@@ -52,7 +53,8 @@ class Process:
         raise AssertionError(self.log.read_text())
 
 
-def start(folder: Path, models: str, **environment: str) -> Process:
+def start(folder: Path, models: str, grace: int | None = None, **environment: str) -> Process:
+    """The server as it is started, or one with a grace of other seconds at its end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,11 +65,13 @@ def start(folder: Path, models: str, **environment: str) -> Process:
         "BENTOML_HOME": str(folder / "bentoml"),
         **environment,
     }
+    program = [sys.executable, "-m", "serving", "--port", str(port)]
+    if grace is not None:
+        program = [*command("127.0.0.1", port)[:-1], str(grace)]
+        variables |= {"CONLST_AUTH": "none", "BENTOML_DO_NOT_TRACK": "True"}
     log = folder / "log"
     with log.open("w") as output:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "serving", "--port", str(port)], cwd=CHECKOUT, env=variables, stdout=output, stderr=output
-        )
+        popen = subprocess.Popen(program, cwd=CHECKOUT, env=variables, stdout=output, stderr=output)
     return Process(popen, f"http://127.0.0.1:{port}", log)
 
 
@@ -148,12 +152,32 @@ def test_sigterm_lets_a_request_in_flight_finish(folder, tmp_path):
             while _answers(process.url):
                 pass
             connection.sendall(body[10:])
-            answer = b""
-            while block := connection.recv(65536):
-                answer += block
+            answer = _all_of(connection)
         assert answer.startswith(b"HTTP/1.1 200"), answer
         assert b'"predictions"' in answer
         assert process.popen.wait(40) == 0
+    finally:
+        stop(process)
+
+
+@pytest.mark.slow
+def test_sigterm_tells_a_request_that_takes_too_long_to_go_elsewhere(folder, tmp_path):
+    process = start(tmp_path, f"sw={folder}", grace=1)
+    try:
+        process.until(lambda answer: answer.status_code == 200)
+        with socket.create_connection(("127.0.0.1", int(process.url.rpartition(":")[2])), timeout=30) as connection:
+            connection.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+            )
+            # answered after the half request was sent, so the server has begun with that
+            assert httpx.get(f"{process.url}/models").status_code == 200
+            process.popen.send_signal(signal.SIGTERM)
+            head, _, body = _all_of(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503"), head
+        assert b"\r\nretry-after: 5" in head.lower()
+        assert json.loads(body)["error"]["type"] == "not_ready"
+        assert process.popen.wait(40) == 0
+        assert "/predict 503" in process.log.read_text()
     finally:
         stop(process)
 
@@ -190,6 +214,18 @@ def test_keys_guard_the_real_server_and_change_while_it_runs(folder, tmp_path):
         stop(process)
 
 
+@pytest.mark.parametrize(
+    ("host", "keys_file", "auth"), [("127.0.0.1", "", "none"), ("127.0.0.1", "/keys", "keys"), ("0.0.0.0", "/keys", "keys")]
+)
+def test_keys_that_are_named_are_asked_for(monkeypatch, host, keys_file, auth):
+    for name, value in (("CONLST_AUTH", ""), ("CONLST_KEYS_FILE", keys_file), ("BENTOML_DO_NOT_TRACK", "True")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["serving", "--host", host])
+    monkeypatch.setattr("serving.__main__.os.execv", lambda *_: None)
+    main()
+    assert os.environ["CONLST_AUTH"] == auth
+
+
 def test_an_address_for_others_needs_a_choice_of_who_may_ask():
     variables = {name: value for name, value in os.environ.items() if name != "CONLST_AUTH"}
     command = [sys.executable, "-m", "serving", "--host", "0.0.0.0", "--port", "1"]
@@ -197,6 +233,13 @@ def test_an_address_for_others_needs_a_choice_of_who_may_ask():
     assert told.returncode == 2
     assert "0.0.0.0 can be reached by others" in told.stderr
     assert "CONLST_AUTH=none" in told.stderr
+
+
+def _all_of(connection: socket.socket) -> bytes:
+    answer = b""
+    while block := connection.recv(65536):
+        answer += block
+    return answer
 
 
 def _answers(url: str) -> bool:
@@ -210,8 +253,12 @@ def _answers(url: str) -> bool:
 def test_the_real_server_is_alive_but_not_ready_with_a_wrong_model(tmp_path):
     process = start(tmp_path, f"sw={tiny_onnx_folder(tmp_path / 'sw', golden_offset=0.5)}")
     try:
-        answer = process.until(lambda answer: answer.status_code == 503 and "golden" in answer.text)
-        assert "golden pair 0" in answer.text
+        process.until(lambda _: "golden pair 0" in httpx.get(f"{process.url}/models").json()["reason"])
+        answer = httpx.get(f"{process.url}/readyz")
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        # it needs no key, and reasons name folders and addresses
+        assert answer.text == "no answers yet; the server's log and GET /models say why"
         assert httpx.get(f"{process.url}/livez").status_code == 200
         assert httpx.post(f"{process.url}/predict", json=ONE).json()["error"]["type"] == "not_ready"
     finally:
@@ -219,11 +266,26 @@ def test_the_real_server_is_alive_but_not_ready_with_a_wrong_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_server_ends_with_the_reason_when_there_is_nothing_to_serve(tmp_path):
-    process = start(tmp_path, "sw=/no/such/folder")
+def test_the_real_server_waits_for_a_registry_that_is_away(tmp_path):
+    process = start(tmp_path, "", MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    try:
+        process.until(lambda _: "http://127.0.0.1:9" in httpx.get(f"{process.url}/models").json()["reason"])
+        assert httpx.get(f"{process.url}/livez").status_code == 200
+        assert "127.0.0.1:9" not in httpx.get(f"{process.url}/readyz").text
+    finally:
+        stop(process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("models", "reason"),
+    [("sw=/no/such/folder", "/no/such/folder has no manifest.json"), ("", "set MLFLOW_TRACKING_URI, for example")],
+)
+def test_the_real_server_ends_with_the_reason_when_there_is_nothing_to_serve(tmp_path, models, reason):
+    process = start(tmp_path, models)
     try:
         assert process.popen.wait(60) == 1
-        assert "/no/such/folder has no manifest.json" in process.log.read_text()
+        assert reason in process.log.read_text()
         assert "Traceback" not in process.log.read_text()
     finally:
         stop(process)

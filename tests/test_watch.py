@@ -3,6 +3,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,8 +51,7 @@ class Registry:
         self.places[uri] = path
         return uri
 
-    def resolve_champions(self, languages=None) -> dict[str, Champion]:
-        assert languages is None or set(languages) <= self.champions.keys()
+    def resolve_champions(self) -> dict[str, Champion]:
         if self.problem:
             raise self.problem
         return dict(self.champions)
@@ -269,14 +269,16 @@ def test_an_alias_that_goes_back_to_what_is_served_ends_the_refusal(fake, tmp_pa
     assert fake.fetched.count(bad.uri) == 2
 
 
-@pytest.mark.parametrize("failure", [BackendError("S3 cannot be reached"), OSError("No space left on device")])
+@pytest.mark.parametrize(
+    "failure", [BackendError("S3 cannot be reached"), OSError("No space left on device"), MemoryError("no room")]
+)
 def test_a_failure_of_network_or_disk_is_tried_again_with_growing_delays(fake, tmp_path, clock, failure):
     catalogue, watcher = watched(tmp_path)
     uri = fake.promote(2)
     place, fake.places[uri] = fake.places[uri], failure
     watcher.poll()
     first = catalogue.refusals["sw"]
-    assert str(failure) in first.reason
+    assert "tried again" in first.reason
     tries = []
     for _ in range(40):
         clock.now += SECONDS
@@ -337,27 +339,103 @@ def test_a_language_without_a_champion_any_more_is_served_on_and_told_once(fake,
     assert watcher.without_champion == ()
 
 
-def test_a_catalogue_that_could_not_load_is_loaded_again(fake, tmp_path, clock):
-    uri = fake.champions["sw"].uri
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """The seconds that a watcher would have waited for."""
+    waited = []
+    monkeypatch.setattr("serving.watch.random.uniform", lambda *_: 1.0)
+    monkeypatch.setattr("serving.watch.Event", lambda: SimpleNamespace(wait=waited.append, is_set=lambda: False))
+    return waited
+
+
+def fail(times: int, error: Exception, then):
+    """What raises so often, and does something else from then on."""
+    left = [error] * times
+
+    def call(*how):
+        if left:
+            raise left.pop()
+        return then(*how)
+
+    return call
+
+
+@pytest.mark.parametrize("seconds", [0, SECONDS])
+@pytest.mark.parametrize("named", [False, True])
+def test_loading_is_tried_again_with_growing_delays_until_it_succeeds(fake, tmp_path, monkeypatch, pauses, named, seconds):
+    models = f"sw={fake.champions['sw'].uri}" if named else ""
+    fake.localize = fail(9, BackendError("S3 cannot be reached"), fake.localize)
+    monkeypatch.setattr("conlst.platform.objects.localize", fake.localize)
+    catalogue, watcher = watched(tmp_path, models=models, watch_seconds=seconds)
+    assert "cannot be reached" in catalogue.problem
+    watcher._load()
+    assert catalogue.problem is None
+    assert not catalogue.refusals
+    assert answers_as(catalogue, 1)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_registry_that_is_away_at_the_start_is_asked_until_it_answers(fake, tmp_path, monkeypatch, pauses, caplog):
+    away = fail(3, RegistryError("the MLflow registry at http://mlflow failed"), fake.resolve_champions)
+    monkeypatch.setattr("conlst.platform.registry.resolve_champions", away)
+    catalogue, watcher = watched(tmp_path)
+    assert "http://mlflow failed" in catalogue.problem
+    watcher._load()
+    assert catalogue.problem is None
+    assert answers_as(catalogue, 1)
+    assert pauses == [1, 2]
+    assert caplog.text.count("http://mlflow failed") == 1
+
+
+def test_without_a_watch_the_loading_ends_when_nothing_is_left_that_failed_in_passing(fake, tmp_path, monkeypatch, pauses):
+    uri = fake.promote(1, "fr")
+    fake.promote(1, "ur", golden_offset=0.5)
+    french = fail(2, BackendError("S3 cannot be reached"), fake.localize)
+    localize = fake.localize
+    monkeypatch.setattr("conlst.platform.objects.localize", lambda *how: (french if how[0] == uri else localize)(*how))
+    catalogue, watcher = watched(tmp_path, watch_seconds=0)
+    assert (catalogue.problem, catalogue.languages, set(catalogue.refusals)) == (None, ("sw",), {"fr", "ur"})
+    watcher._run()
+    assert catalogue.languages == ("fr", "sw")
+    assert list(catalogue.refusals) == ["ur"]
+    assert pauses == [1]
+
+
+def test_what_failed_in_passing_at_the_start_is_tried_again_by_the_polls(fake, tmp_path, clock, pauses):
+    uri = fake.promote(1, "fr")
     place, fake.places[uri] = fake.places[uri], BackendError("S3 cannot be reached")
     catalogue, watcher = watched(tmp_path)
-    assert "cannot be reached" in catalogue.problem
+    watcher._load()
+    assert (catalogue.languages, pauses) == (("sw",), [])
+    tries = fake.fetched.count(uri)
     for _ in range(3):
         watcher.poll()
-    assert len(fake.fetched) == 2
+    assert fake.fetched.count(uri) == tries + 1
     fake.places[uri] = place
     clock.now += SECONDS
     watcher.poll()
-    assert catalogue.problem is None
-    assert answers_as(catalogue, 1)
+    assert catalogue.languages == ("fr", "sw")
+    assert not catalogue.refusals
 
 
-def test_named_models_and_an_interval_of_zero_are_not_watched(fake, tmp_path):
+def test_what_is_bad_at_the_start_waits_for_the_next_promotion(fake, tmp_path, clock):
+    fake.promote(1, "fr", golden_offset=0.5)
+    catalogue, watcher = watched(tmp_path)
+    assert catalogue.languages == ("sw",)
+    clock.now += 1e6
+    watcher.poll()
+    assert len(fake.fetched) == 2
+    fake.promote(2, "fr")
+    watcher.poll()
+    assert catalogue.languages == ("fr", "sw")
+
+
+def test_named_models_and_an_interval_of_zero_are_not_watched(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.watch.find_champions", lambda _: pytest.fail("the registry was asked"))
     for changes in ({"models": f"sw={fake.places[fake.champions['sw'].uri]}"}, {"watch_seconds": 0}):
         _, watcher = watched(tmp_path, **changes)
-        watcher.start()
-        assert "conlst-watch" not in {thread.name for thread in threading.enumerate()}
-        watcher.stop()
+        # returns, which a watch does not
+        watcher._run()
 
 
 def test_the_thread_polls_survives_a_failure_and_stops(fake, tmp_path, monkeypatch, caplog):
@@ -367,13 +445,14 @@ def test_the_thread_polls_survives_a_failure_and_stops(fake, tmp_path, monkeypat
     polled, swapped = threading.Event(), threading.Event()
     find = fake.resolve_champions
 
-    def fail_once(languages=None):
+    def fail_once():
         if not polled.is_set():
             polled.set()
             raise ZeroDivisionError
-        return find(languages)
+        return find()
 
     swap = catalogue.swap
+    monkeypatch.setattr(catalogue, "load", lambda: None)
     monkeypatch.setattr(catalogue, "swap", lambda *how: (swap(*how), swapped.set()))
     monkeypatch.setattr("conlst.platform.registry.resolve_champions", fail_once)
     fake.promote(2)

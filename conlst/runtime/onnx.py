@@ -34,6 +34,9 @@ GRAPHS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 # another CPU sums in another order; in INT8 the last bit then decides which way an activation is rounded, by a whole step
 GOLDEN_TOLERANCES = {"fp32": 1e-3, "int8": 0.5}
 
+# onnxruntime has no kind of error for it: what its arena and the C++ library say when there is no memory
+_SHORTAGE = ("Failed to allocate memory", "bad_alloc")
+
 
 @dataclass(frozen=True)
 class _Settings:
@@ -69,7 +72,7 @@ class Predictor:
             ArtifactError: if the folder is incomplete, altered, or not a model that onnxruntime opens, which it does not if the
                 graph's external data lie outside the folder.
             LabelError: if its outputs stand in another order.
-            BackendError: if onnxruntime started another provider than the one asked for.
+            BackendError: if onnxruntime started another provider than the one asked for, or there is not enough memory.
         """
         folder = Path(folder)
         manifest = verify(folder, KIND)
@@ -144,6 +147,7 @@ class Predictor:
 
         Raises:
             ArtifactError: if there are none, or this machine answers otherwise by more than ``tolerance``.
+            BackendError: if there is not enough memory to answer them.
         """
         tolerance = GOLDEN_TOLERANCES[self.precision] if tolerance is None else tolerance
         golden = _read_json(self._folder / "golden.json")
@@ -158,7 +162,13 @@ class Predictor:
             raise ArtifactError(
                 f"{self._folder / 'golden.json'} holds no pair, so nothing shows that the model answers; export again"
             )
-        difference = np.abs(self.logits(pairs) - expected).max(axis=1)
+        try:
+            answered = self.logits(pairs)
+        except Exception as error:
+            if _is_shortage(error):
+                raise _no_memory(self._folder, error) from error
+            raise
+        difference = np.abs(answered - expected).max(axis=1)
         # the negation also catches NaN
         if (wrong := np.flatnonzero(~(difference <= tolerance))).size:
             raise ArtifactError(
@@ -215,7 +225,7 @@ def open_session(
 
     Raises:
         ArtifactError: if onnxruntime does not open the graph, or its inputs and outputs are others.
-        BackendError: if onnxruntime started another provider than the one asked for.
+        BackendError: if onnxruntime started another provider than the one asked for, or there is not enough memory.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
@@ -232,6 +242,8 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except Exception as error:  # onnxruntime's errors share no base
+        if _is_shortage(error):
+            raise _no_memory(file, error) from error
         raise ArtifactError(f"onnxruntime refuses {file}: {error}") from error
     if (started := session.get_providers()[0]) != provider:
         # it falls back to the CPU with a mere warning when a device or library is missing
@@ -240,6 +252,15 @@ def open_session(
     if inputs != _INPUTS or _OUTPUT not in outputs:
         raise ArtifactError(f"{file} maps {sorted(inputs)} to {sorted(outputs)}, expected {sorted(_INPUTS)} to {_OUTPUT}")
     return session
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether the memory ran out, which is no fault of the model's and may be over when it is tried again."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _SHORTAGE)
+
+
+def _no_memory(place: Path, error: Exception) -> BackendError:
+    return BackendError(f"there is not enough memory to open {place} ({error!r}); give the process more, or open fewer models")
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
