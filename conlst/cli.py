@@ -258,6 +258,7 @@ def train_job(options: argparse.Namespace) -> Result:
         store=options.store,
         data=options.data,
         dev=options.dev,
+        service_account=options.service_account,
     )
     options.out.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
     return {"train_job": str(options.out), "nodes": options.nodes, "processes": options.nodes * cluster.gpus}
@@ -524,6 +525,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--nodes", type=int, default=2, metavar="N")
     sub.add_argument("--data", nargs="+", required=True, metavar="S3", help="labelled English pairs")
     sub.add_argument("--dev", metavar="S3", help="labelled English pairs to report accuracy on")
+    sub.add_argument("--service-account", default="conlst-pipeline", metavar="NAME", help="that the pods run as (that of infra/)")
     sub.add_argument("--out", type=Path, default=Path("train-job.yaml"))
     _compiled_from(sub)
 

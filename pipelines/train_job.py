@@ -14,11 +14,22 @@ from pipelines.cluster import USER, Cluster, check_image, environment
 RUNTIME = "torch-distributed"
 # names in that runtime: the replicated job, and the container in it
 _NODE = "node"
+# what infra/base/network knows these pods by
+LABELS = {"app.kubernetes.io/name": "conlst-train-job", "app.kubernetes.io/part-of": "conlst"}
 _SCRATCH = "/scratch"
 
 
 def train_job(
-    name: str, config: Config, image: str, cluster: Cluster, *, nodes: int, store: str, data: Sequence[str], dev: str | None
+    name: str,
+    config: Config,
+    image: str,
+    cluster: Cluster,
+    *,
+    nodes: int,
+    store: str,
+    data: Sequence[str],
+    dev: str | None,
+    service_account: str = "conlst-pipeline",
 ) -> Mapping[str, Any]:
     """The manifest, ready for YAML.
 
@@ -27,6 +38,7 @@ def train_job(
         nodes: pods of ``cluster.gpus`` GPUs each; a process a GPU.
         store: s3://bucket/prefix that the model is published to.
         data: s3:// addresses of labelled English pairs.
+        service_account: that the pods run as; by default the one that runs of the pipeline have, and its rights in S3.
 
     Raises:
         ConfigError: if the image has no digest, or a pod could not read ``data``.
@@ -48,7 +60,7 @@ def train_job(
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "conlst"}},
+        "metadata": {"name": name, "labels": dict(LABELS)},
         "spec": {
             "runtimeRef": {"name": RUNTIME},
             "activeDeadlineSeconds": cluster.hours * 3600,
@@ -61,14 +73,23 @@ def train_job(
                 "resourcesPerNode": resources,
                 "env": environment(cluster),
             },
-            "runtimePatches": [{"manager": "conlst", "trainingRuntimeSpec": {"template": {"spec": _patch(cluster)}}}],
+            "runtimePatches": [
+                {"manager": "conlst", "trainingRuntimeSpec": {"template": {"spec": _patch(cluster, service_account)}}}
+            ],
         },
     }
 
 
-def _patch(cluster: Cluster) -> Mapping[str, Any]:
+def _patch(cluster: Cluster, service_account: str) -> Mapping[str, Any]:
     pod: dict[str, Any] = {
-        "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER},
+        "serviceAccountName": service_account,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "tolerations": [taint.model_dump(exclude_none=True) for taint in cluster.gpu_tolerations],
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm}},
@@ -86,4 +107,8 @@ def _patch(cluster: Cluster) -> Mapping[str, Any]:
         pod["nodeSelector"] = dict(cluster.gpu_node_selector)
     if cluster.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": cluster.image_pull_secret}]
-    return {"replicatedJobs": [{"name": _NODE, "template": {"spec": {"template": {"spec": pod}}}}]}
+    return {
+        "replicatedJobs": [
+            {"name": _NODE, "template": {"spec": {"template": {"metadata": {"labels": dict(LABELS)}, "spec": pod}}}}
+        ]
+    }

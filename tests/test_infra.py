@@ -3,12 +3,14 @@
 import ast
 import configparser
 import hashlib
+import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib.metadata import packages_distributions, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from packaging.utils import canonicalize_name
 from components.summarize import summarize
 from conlst import __version__
 from infra.lock import LOCK, MLFLOW_LOCK, SERVING_LOCK, mlflow_lock, pins, serving_lock
+from infra.policies import broken
 from infra.policies.network import FLOWS
-from infra.rendered import Pod
+from infra.rendered import Pod, Rendered
 from infra.stamp import wrong
 from infra.validate import render
 from machine import needs
@@ -32,6 +35,8 @@ from serving.settings import Settings
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "infra" / "base"
 LOCAL, AWS = (ROOT / "infra" / "overlays" / place for place in ("local", "aws"))
+HUB = ROOT / "infra" / "components" / "hub"
+S3_FLOWS = ("serving-s3", "mlflow-s3", "pipeline-s3", "train-job-s3")
 USER = 10001
 TARGETS = ("train", "test", "serve", "mlflow")
 
@@ -205,7 +210,7 @@ class TestPipeline:
 
 class TestFiles:
     def test_every_file_is_in_a_kustomization(self) -> None:
-        for folder in (BASE, LOCAL, AWS):
+        for folder in (BASE, LOCAL, AWS, HUB):
             kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
             patches = [patch["path"] for patch in kustomization.get("patches", ())]
             listed = {entry for entry in (*kustomization["resources"], *patches) if entry != "../../base"}
@@ -270,8 +275,7 @@ class TestOverlays:
 
     def test_aws_has_its_places_from_one_file(self) -> None:
         rendered = yaml.safe_dump_all(render(AWS).objects)
-        settings = yaml.safe_load((AWS / "settings.yaml").read_text())["data"]
-        assert [name for name, value in settings.items() if value not in rendered] == []
+        assert [name for name, value in _settings().items() if value not in rendered] == []
         assert "from settings.yaml" not in rendered
         # what network.yaml has until settings.yaml is put there
         assert "192.0.2.255" not in rendered
@@ -279,10 +283,98 @@ class TestOverlays:
 
     def test_aws_speaks_to_s3_by_port_443_and_to_the_database(self) -> None:
         rules = {found["metadata"]["name"]: found["spec"].get("egress", [{}])[0] for found in render(AWS).of("NetworkPolicy")}
-        ports = {name: rules[name]["ports"] for name in ("serving-s3", "mlflow-s3", "pipeline-s3", "mlflow-postgres")}
+        ports = {name: rules[name]["ports"] for name in (*S3_FLOWS, "mlflow-postgres")}
         assert ports.pop("mlflow-postgres") == [{"port": 5432}]
         assert all(port == [{"port": 443}] for port in ports.values())
         assert all("ipBlock" in peer for name in ports for peer in rules[name]["to"])
+
+    def test_aws_reaches_all_of_s3_at_the_same_addresses(self) -> None:
+        rules = {found["metadata"]["name"]: found["spec"].get("egress", [{}])[0] for found in render(AWS).of("NetworkPolicy")}
+        endpoints = [{"ipBlock": {"cidr": _settings()["endpoints-cidr"]}}]
+        assert {name: rules[name]["to"] for name in S3_FLOWS} == dict.fromkeys(S3_FLOWS, endpoints)
+
+    def test_the_service_of_kubernetes_may_be_dialled_as_well_as_its_nodes(self) -> None:
+        allowed = {
+            overlay: {
+                (peer["ipBlock"]["cidr"], port["port"])
+                for rule in _flow(render(overlay), "pipeline-kubernetes")["egress"]
+                for peer in rule["to"]
+                for port in rule["ports"]
+            }
+            for overlay in (LOCAL, AWS)
+        }
+        # what kubeadm, and so kind and minikube, give to the service
+        assert allowed[LOCAL] == {("172.16.0.0/12", 6443), ("10.96.0.1/32", 443)}
+        assert allowed[AWS] == {(_settings()["api-cidr"], 443), (_settings()["api-service"], 443)}
+
+    @pytest.mark.parametrize("overlay", [LOCAL, AWS])
+    def test_the_hub_is_open_to_those_who_train_and_to_nobody_else(self, overlay: Path) -> None:
+        rendered = render(overlay)
+        public = {}
+        for policy in rendered.of("NetworkPolicy"):
+            for rule in policy["spec"].get("egress", ()):
+                if any(peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0" for peer in rule["to"]):
+                    public[policy["metadata"]["name"]] = rule["ports"]
+        assert public == {"pipeline-hub": [{"port": 443}], "train-job-hub": [{"port": 443}]}
+        for kind in ("pipeline", "train-job"):
+            assert _flow(rendered, f"{kind}-hub")["podSelector"] == _flow(rendered, f"{kind}-s3")["podSelector"]
+
+    @pytest.mark.parametrize("overlay", [LOCAL, AWS])
+    def test_the_hub_is_left_out_by_a_line(self, tmp_path: Path, overlay: Path) -> None:
+        shutil.copytree(ROOT / "infra", tmp_path / "infra", ignore=shutil.ignore_patterns("*.py", "*.lock"))
+        copy = tmp_path / overlay.relative_to(ROOT)
+        kustomization = copy / "kustomization.yaml"
+        kept = [line for line in kustomization.read_text().splitlines() if line != "  - ../../components/hub"]
+        kustomization.write_text("\n".join(kept))
+        rendered = render(copy)
+        names = {policy["metadata"]["name"] for policy in render(overlay).of("NetworkPolicy")}
+        left = {policy["metadata"]["name"] for policy in rendered.of("NetworkPolicy")}
+        assert names - left == {"pipeline-hub", "train-job-hub"}
+        assert broken(rendered) == []
+
+
+class TestRolesOfAws:
+    def test_each_has_a_file_and_may_list_the_bucket(self) -> None:
+        settings = _settings()
+        roles = {value.split("/")[-1] for name, value in settings.items() if name.endswith("-role")}
+        files = {file.stem: json.loads(file.read_text())["Statement"] for file in (AWS / "iam").iterdir()}
+        assert files.keys() == roles
+        bucket = "arn:aws:s3:::" + settings["feedback"].split("/")[2]
+        listing = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": bucket}
+        assert all(statements[0] == listing for statements in files.values())
+
+    def test_each_may_do_what_its_code_asks_of_s3_and_no_more(self) -> None:
+        bucket = "arn:aws:s3:::" + _settings()["feedback"].split("/")[2]
+        allowed: dict[str, set[tuple[str, str]]] = {}
+        for file in (AWS / "iam").iterdir():
+            for statement in json.loads(file.read_text())["Statement"]:
+                named = statement["Resource"]
+                places = [place.removeprefix(bucket) for place in ([named] if isinstance(named, str) else named)]
+                actions = [action.removeprefix("s3:") for action in statement["Action"]]
+                allowed.setdefault(file.stem, set()).update(product(actions, places))
+        # large files go up in parts, which are taken back if one fails; the endpoint puts whole objects
+        up = ("PutObject", "AbortMultipartUpload")
+        assert allowed == {
+            "conlst-serving": {("ListBucket", ""), ("GetObject", "/models/*"), ("PutObject", "/feedback/*")},
+            "conlst-mlflow": {("ListBucket", ""), ("GetObject", "/mlflow/*"), *product(up, ["/mlflow/*"])},
+            "conlst-pipeline": {
+                ("ListBucket", ""),
+                ("GetObject", "/*"),
+                *product(up, ["/models/*", "/feedback/taken/*", "/untracked/*"]),
+            },
+        }
+
+
+def _settings() -> dict[str, str]:
+    data: dict[str, str] = yaml.safe_load((AWS / "settings.yaml").read_text())["data"]
+    return data
+
+
+def _flow(rendered: Rendered, name: str) -> Object:
+    policy = rendered.named("NetworkPolicy", name)
+    assert policy is not None
+    spec: Object = policy["spec"]
+    return spec
 
 
 def _secret_of(pod: Pod, variable: str) -> str | None:

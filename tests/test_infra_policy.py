@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from conlst.contract.config import load_config
 from infra.policies import POLICIES, access, availability, broken, network, pods
 from infra.policies.network import FLOWS
 from infra.rendered import Object, Rendered
 from infra.validate import KUBECTL_MISSING, main, render, unlike_hadolint, unlike_schema
 from machine import needs
+from pipelines.cluster import Cluster
+from pipelines.train_job import train_job
 
 ROOT = Path(__file__).parents[1]
 Change = Callable[[Rendered], Any]
@@ -23,8 +26,8 @@ kubectl_renders = needs(shutil.which("kubectl") is not None, "kubectl, which ren
 
 @pytest.fixture(scope="module")
 def base() -> Rendered:
-    """Base and the local overlay's own files as they lie there; of what kustomize does to them, only the namespace."""
-    folders = (ROOT / "infra" / "base", ROOT / "infra" / "overlays" / "local")
+    """Base, the local overlay's own files and the hub's as they lie there; of what kustomize does to them, only the namespace."""
+    folders = (ROOT / "infra" / place for place in ("base", "overlays/local", "components"))
     files = [file for folder in folders for file in sorted(folder.rglob("*.yaml"))]
     patches = ("kustomization.yaml", "addresses.yaml", "keys.yaml")
     objects = [found for file in files if file.name not in patches for found in yaml.safe_load_all(file.read_text())]
@@ -244,6 +247,21 @@ BREAKS: list[tuple[Any, str, Change]] = [
         "any address",
         lambda r: _policy(r, "pipeline-kubernetes")["egress"][0]["to"][0]["ipBlock"].update(cidr="0.0.0.0/0"),
     ),
+    (
+        network.flows_name_peers_and_ports,
+        "hub within the cluster",
+        lambda r: _policy(r, "pipeline-hub")["egress"][0]["to"][0]["ipBlock"]["except"].remove("10.0.0.0/8"),
+    ),
+    (
+        network.flows_name_peers_and_ports,
+        "internet for another",
+        lambda r: _policy(r, "mlflow-s3").update(egress=_policy(r, "pipeline-hub")["egress"]),
+    ),
+    (
+        network.flows_name_peers_and_ports,
+        "range of ports for another",
+        lambda r: _policy(r, "serving-mlflow")["egress"][0].update(ports=[{"port": 1024, "endPort": 65535}]),
+    ),
     (network.peers_exist, "about no pod", _without("Deployment", "mlflow")),
     (
         network.peers_exist,
@@ -260,6 +278,7 @@ BREAKS: list[tuple[Any, str, Change]] = [
     (network.peers_exist, "service's port", lambda r: _policy(r, "serving-mlflow")["egress"][0].update(ports=[{"port": 80}])),
     (network.peers_exist, "no such port", lambda r: _policy(r, "mlflow-clients")["ingress"][0].update(ports=[{"port": "web"}])),
     (network.flows_have_both_ends, "not heard", lambda r: _policy(r, "mlflow-clients")["ingress"][0]["from"].pop(0)),
+    (network.flows_have_both_ends, "pods of a TrainJob not heard", _without("NetworkPolicy", "train-job-clients")),
     (network.flows_have_both_ends, "not spoken to", _without("NetworkPolicy", "serving-mlflow")),
 ]
 
@@ -299,6 +318,52 @@ def test_names_that_only_point_at_secrets_are_none(base: Rendered) -> None:
 
 def test_every_flow_of_the_table_is_there(base: Rendered) -> None:
     assert {policy["metadata"]["name"] for policy in base.of("NetworkPolicy")} == {"deny", *FLOWS}
+
+
+@pytest.fixture(scope="module")
+def with_train_job(base: Rendered) -> Rendered:
+    """And a pod of a TrainJob: what the job says of its trainer, with the patch of its runtime."""
+    image = "train@sha256:" + "0" * 64
+    job = train_job("source", load_config("demo"), image, Cluster(), nodes=2, store="s3://b/m", data=["s3://b/x"], dev=None)
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = deepcopy(node["template"]["spec"]["template"])
+    trainer = job["spec"]["trainer"]
+    (container,) = pod["spec"]["containers"]
+    container |= {name: trainer[name] for name in ("image", "command", "args", "env")}
+    container["resources"] = trainer["resourcesPerNode"]
+    pod |= {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "source", "namespace": "conlst", **pod["metadata"]}}
+    return Rendered([*base.objects, pod])
+
+
+class TestTrainJob:
+    def test_its_pods_hold_to_every_policy_but_that_of_the_root(self, with_train_job: Rendered) -> None:
+        assert unlike_schema(with_train_job.objects) == []
+        # as pods of the pipeline may: libraries write where they like, and `restricted` does not ask for it
+        writable = "root_is_read_only: Pod/source, container node: set readOnlyRootFilesystem: true and mount what it writes"
+        assert broken(with_train_job) == [writable]
+
+    def test_it_runs_as_the_account_of_the_pipeline(self, with_train_job: Rendered) -> None:
+        assert _get(with_train_job, "Pod", "source")["spec"]["serviceAccountName"] == "conlst-pipeline"
+
+    def test_every_flow_of_its_name_is_one_of_its_pods(self, with_train_job: Rendered) -> None:
+        names = [name for name in FLOWS if name.startswith("train-job-")]
+        assert len(names) > 1
+        for name in names:
+            (pod,) = with_train_job.selected(_policy(with_train_job, name)["podSelector"])
+            assert pod.owner == "Pod/source"
+
+    def test_mlflow_and_s3_hear_it(self, with_train_job: Rendered) -> None:
+        for name in ("mlflow-clients", "seaweedfs-clients"):
+            (rule,) = _policy(with_train_job, name)["ingress"]
+            heard = [pod.owner for peer in rule["from"] for pod in with_train_job.selected(peer["podSelector"])]
+            assert "Pod/source" in heard
+
+    def test_its_pods_may_speak_where_torchrun_and_nccl_do(self, with_train_job: Rendered) -> None:
+        for name, direction in (("train-job-peers", "egress"), ("train-job-clients", "ingress")):
+            ((port,),) = (rule["ports"] for rule in _policy(with_train_job, name)[direction])
+            # torchrun's own, and those that Linux gives to who asks for none
+            assert port["port"] <= 29500 <= 60999 <= port["endPort"]
 
 
 class TestSchema:

@@ -46,11 +46,19 @@ def test_the_pods_are_placed_and_confined_like_those_of_the_pipeline() -> None:
     (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert (pod["nodeSelector"], pod["imagePullSecrets"]) == ({"pool": "training"}, [{"name": "our-registry"}])
     assert [taint["key"] for taint in pod["tolerations"]] == ["nvidia.com/gpu"]
     (container,) = pod["containers"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/dev/shm", "/scratch"}
+
+
+def test_the_pods_run_as_the_account_of_the_pipeline_unless_another_is_named() -> None:
+    for given, account in (({}, "conlst-pipeline"), ({"service_account": "trainer"}, "trainer")):
+        (patch,) = made(**given)["spec"]["runtimePatches"]
+        (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        assert job["template"]["spec"]["template"]["spec"]["serviceAccountName"] == account
 
 
 def test_keys_come_by_reference_only() -> None:

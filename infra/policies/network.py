@@ -13,22 +13,33 @@ FLOWS = {
     "serving-prometheus": "Prometheus reads the endpoint's metrics",
     "serving-mlflow": "the endpoint asks for champions",
     "serving-s3": "the endpoint fetches models and brings feedback",
-    "mlflow-clients": "the endpoint and runs of the pipeline ask MLflow",
+    "mlflow-clients": "the endpoint, runs of the pipeline and TrainJobs ask MLflow",
     "mlflow-postgres": "MLflow keeps its records",
     "mlflow-s3": "MLflow keeps its artifacts",
     "pipeline-mlflow": "runs of the pipeline log and register",
     "pipeline-s3": "runs of the pipeline fetch and publish",
     "pipeline-kubeflow": "KFP's half of a pod talks to KFP",
     "pipeline-kubernetes": "Argo's half of a pod talks to Kubernetes",
+    "pipeline-hub": "runs of the pipeline fetch pairs and backbones from the hub",
+    "train-job-mlflow": "TrainJobs are given its address and may log",
+    "train-job-s3": "TrainJobs fetch and publish",
+    "train-job-hub": "TrainJobs fetch backbones from the hub",
+    "train-job-peers": "pods of a TrainJob train one model together",
+    "train-job-clients": "and hear each other",
     "postgres-clients": "MLflow asks the database inside the namespace",
-    "seaweedfs-clients": "all three use the S3 inside the namespace",
+    "seaweedfs-clients": "all of them use the S3 inside the namespace",
 }
-# what the peers outside a rendering are called by: namespaces of the cluster, the label of callers', and of pods that Argo makes
+# what the peers outside a rendering are called by: namespaces of the cluster, the label of callers', and of pods that Argo and
+# Kubeflow Trainer make
 _NAMESPACES = ({"kubernetes.io/metadata.name": name} for name in ("kube-system", "kubeflow", "monitoring"))
 _OUTSIDE = (*_NAMESPACES, {"conlst-client": "true"})
 _OF_A_RUN = {"matchExpressions": [{"key": "workflows.argoproj.io/workflow", "operator": "Exists"}]}
-# an address block that holds more than a private network is as good as none
+_OF_A_TRAIN_JOB = {"matchLabels": {"app.kubernetes.io/name": "conlst-train-job"}}
+_MADE_ELSEWHERE = (_OF_A_RUN, _OF_A_TRAIN_JOB)
+# an address block that holds more than a private network is as good as none; one for the internet must leave private ones out
 _WIDEST = 12
+_TO_THE_INTERNET = ("pipeline-hub", "train-job-hub")
+_PRIVATE = {"10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"}
 
 
 @dataclass(frozen=True)
@@ -67,15 +78,16 @@ def flows_are_named(rendered: Rendered) -> Iterator[str]:
 
 
 def flows_name_peers_and_ports(rendered: Rendered) -> Iterator[str]:
-    """A rule without peers, with an empty selector, with a wide block of addresses or without ports opens far too much."""
+    """A rule without peers, with an empty selector, with many addresses or ports, or without ports opens far too much."""
     for rule in _rules(rendered):
         where = f"{called(rule.policy)}: {rule.direction}"
         if not rule.peers or not rule.ports or not all("port" in port for port in rule.ports):
             yield f"{where} must name its peers and its ports"
+        if any("endPort" in port for port in rule.ports) and rule.peers != [{"podSelector": rule.subject}]:
+            yield f"{where} opens a range of ports, which only pods of one kind may have among each other"
         for peer in rule.peers:
             if "ipBlock" in peer:
-                if ip_network(peer["ipBlock"]["cidr"]).prefixlen < _WIDEST:
-                    yield f"{where} {peer['ipBlock']['cidr']} is no private network; name the one that is meant"
+                yield from (f"{where} {message}" for message in _too_wide(rule, peer["ipBlock"]))
             elif not peer or not all(peer.values()):
                 yield f"{where} has a peer with an empty selector, which is everybody"
 
@@ -85,7 +97,7 @@ def peers_exist(rendered: Rendered) -> Iterator[str]:
     for rule in _rules(rendered):
         where = f"{called(rule.policy)}: {rule.direction}"
         subjects = rendered.selected(rule.subject)
-        if rule.subject and not subjects and rule.subject != _OF_A_RUN:
+        if rule.subject and not subjects and rule.subject not in _MADE_ELSEWHERE:
             yield f"{where} is about no pod"
         if rule.direction == "Ingress":
             yield from (f"{where}: {message}" for message in _without(rule.ports, subjects))
@@ -97,7 +109,7 @@ def peers_exist(rendered: Rendered) -> Iterator[str]:
                     yield f"{where} is with a namespace that infra/policies/network.py does not know: {peer}"
                 continue
             pods = rendered.selected(peer["podSelector"])
-            if not pods and peer["podSelector"] != _OF_A_RUN:
+            if not pods and peer["podSelector"] not in _MADE_ELSEWHERE:
                 yield f"{where} is with no pod: {peer['podSelector']}"
             if rule.direction == "Egress":
                 yield from (f"{where}: {message}" for message in _without(rule.ports, pods))
@@ -128,8 +140,18 @@ def _denies_all(spec: Object) -> bool:
     )
 
 
+def _too_wide(rule: _Rule, block: Object) -> Iterator[str]:
+    if ip_network(block["cidr"]).prefixlen >= _WIDEST:
+        return
+    if rule.policy["metadata"]["name"] not in _TO_THE_INTERNET:
+        yield f"{block['cidr']} is no private network; name the one that is meant"
+    elif held := sorted(_PRIVATE - set(block.get("except", ()))):
+        yield f"{block['cidr']} holds private networks; add to its except: {', '.join(held)}"
+
+
 def _without(ports: list[Object], pods: list[Pod]) -> Iterator[str]:
     for pod in pods:
         for port in ports:
-            if port.get("port") not in (*pod.ports, *pod.ports.values()):
+            # ports of a range are picked by programs; no manifest names them
+            if "endPort" not in port and port.get("port") not in (*pod.ports, *pod.ports.values()):
                 yield f"{pod.owner} has no port {port.get('port')}"
