@@ -692,6 +692,35 @@ def test_who_leaves_a_blocking_stream_leaves_no_thread_that_asks_again() -> None
         assert len(endpoint.asked) <= 3
 
 
+@KINDS
+@pytest.mark.parametrize("concurrency", [0, -1])
+def test_a_stream_needs_a_request_in_flight(kind: str, concurrency: int) -> None:
+    with pytest.raises(ValueError, match=f"concurrency is {concurrency}.*at least 1"):
+        stream(kind, Endpoint(), MANY, concurrency=concurrency)
+
+
+def test_a_program_that_leaves_a_stream_ends_though_the_endpoint_hangs() -> None:
+    program = """
+import threading, httpx, sys
+from conlst.client import Client
+sys.path.insert(0, "tests")
+from test_client import MANY, URL, Endpoint
+
+endpoint, hangs = Endpoint(), threading.Event()
+
+def answer(request):
+    if request.method == "POST" and b'"watu 0"' not in request.content:
+        hangs.set()
+        threading.Event().wait()
+    return endpoint(request)
+
+answers = Client(URL, transport=httpx.MockTransport(answer)).predict_stream(MANY, concurrency=2)
+next(answers)
+hangs.wait()
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=100)
+
+
 def test_who_leaves_an_asynchronous_stream_leaves_no_task() -> None:
     async def ask() -> set[asyncio.Task[Any]]:
         async def handler(request: httpx.Request) -> httpx.Response:

@@ -160,6 +160,15 @@ def test_segmentation_is_the_best_of_all_that_there_are(seed):
         assert list(unigram.ids(word)) == fused, word
 
 
+def test_only_words_are_kept_and_not_what_stands_between_the_blanks_of_other_scripts():
+    unigram = Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0), ("ab", -2.5)], 0)
+    line = "ab" * 2000
+    assert unigram.ids(line) == (3,) * 2000
+    assert unigram._kept.cache_info().currsize == 0
+    assert unigram.ids("abb") == unigram.ids("abb") == (3, 2)
+    assert unigram._kept.cache_info()[:2] == (1, 1)
+
+
 def _every_way(word: str, scores: dict[str, float]) -> list[tuple[float, list[int]]]:
     """Score and ids of every segmentation; a lone character that is no piece is unknown."""
     if not word:

@@ -99,6 +99,7 @@ class AsyncClient:
         concurrency: int = 4,
     ) -> AsyncGenerator[Answer, None]:
         """As :meth:`conlst.client.Client.predict_stream`; who leaves early closes it (``contextlib.aclosing``)."""
+        calls.check_concurrency(concurrency)
         options = calls.options_json(language, truncate=truncate, logits=logits, partial=True, feedback=feedback)
         waiting: deque[asyncio.Task[list[Answer]]] = deque()
         try:

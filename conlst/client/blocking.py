@@ -3,8 +3,8 @@
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from threading import Event
+from concurrent.futures import CancelledError, Future
+from threading import Event, Thread
 from types import TracebackType
 from typing import Literal, Self, overload
 
@@ -128,23 +128,25 @@ class Client:
 
         Args:
             concurrency: requests in flight.
+
+        Raises:
+            ValueError: if ``concurrency`` is below 1.
         """
+        calls.check_concurrency(concurrency)
         options = calls.options_json(language, truncate=truncate, logits=logits, partial=True, feedback=feedback)
         left = Event()
         waiting: deque[Future[list[Answer]]] = deque()
-        pool = ThreadPoolExecutor(concurrency, "conlst-client")
         try:
             for batch in _batches(pairs, Batcher(self.models().limits, options)):
                 first = waiting.popleft().result() if len(waiting) == concurrency else []
                 # sent before the consumer works on what came
-                waiting.append(pool.submit(self._answer, batch, left))
+                waiting.append(_in_background(self._answer, batch, left))
                 yield from first
             while waiting:
                 yield from waiting.popleft().result()
         finally:
             # what is in flight when the consumer leaves is not asked again
             left.set()
-            pool.shutdown(wait=False)
 
     def zero_shot(
         self,
@@ -193,6 +195,20 @@ class Client:
                 body += block
                 exchange.still_reading()
             return Reply(response.status_code, response.headers, bytes(body))
+
+
+def _in_background(work: Callable[..., T], *given: object) -> Future[T]:
+    """As an executor does it, but in a thread that a program which ends does not wait for: the endpoint may hang."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*given))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="conlst-client", daemon=True).start()
+    return future
 
 
 def _batches(pairs: Iterable[Item], batcher: Batcher) -> Iterator[Batch]:

@@ -60,6 +60,16 @@ def pair_json(pair: Pair) -> bytes:
     raise TypeError(f"expected a pair (premise, hypothesis) of strings, got {type(pair).__name__}")
 
 
+def check_concurrency(requests: int) -> None:
+    """Of a stream, which would otherwise send nothing or everything at once.
+
+    Raises:
+        ValueError: below 1.
+    """
+    if requests < 1:
+        raise ValueError(f"concurrency is {requests}, the number of requests in flight: at least 1")
+
+
 def options_json(language: str | None, *, truncate: bool, logits: bool, partial: bool, feedback: bool) -> bytes:
     """The settings of a request for predictions; those that are off are left out."""
     switches = {"truncate": truncate, "logits": logits, "partial": partial, "feedback": feedback}

@@ -7,6 +7,8 @@ from functools import lru_cache
 # what the library subtracts from the lowest score for a character that no piece covers
 _UNKNOWN_PENALTY = 10.0
 _WORDS_KEPT = 1 << 14
+# characters; what stands between two blanks of Thai or Chinese is no word, comes once, and would be kept with all its ids
+_LONGEST_KEPT = 32
 
 
 class Unigram:
@@ -26,8 +28,11 @@ class Unigram:
         self._longest: dict[str, int] = {}
         for piece in self._ids:
             self._longest[piece[:2]] = max(self._longest.get(piece[:2], 0), len(piece))
-        # most words of a text come again; safe to call from several threads
-        self.ids = lru_cache(_WORDS_KEPT)(self._best)
+        self._kept = lru_cache(_WORDS_KEPT)(self._best)
+
+    def ids(self, word: str) -> tuple[int, ...]:
+        """Of the pieces, in their order. Most words of a text come again and are kept; safe to call from several threads."""
+        return self._kept(word) if len(word) <= _LONGEST_KEPT else self._best(word)
 
     def _best(self, word: str) -> tuple[int, ...]:
         """Viterbi: ``best[end]`` scores the best way to write ``word[:end]``, whose last piece begins at ``begin[end]``."""

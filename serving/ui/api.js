@@ -3,7 +3,8 @@
 import { askForKey, currentKey } from "./key.js";
 import { capital, stopped } from "./words.js";
 
-// a little more than the endpoint's own deadline, so that its words are shown and not ours
+// nobody looks at a page for longer. Ours is a little more than what the endpoint is given, so that its words are shown
+const DEADLINE_MS = 60_000;
 const PATIENCE_MS = 70_000;
 
 /** An answer that is no answer: `kind` as the endpoint names it, or "offline", "timeout", "unreadable". */
@@ -35,7 +36,7 @@ export async function ask(path, { question = null, quiet = false } = {}) {
 }
 
 async function send(path, question, key) {
-  const headers = { Accept: "application/json" };
+  const headers = { Accept: "application/json", "X-Deadline-Ms": String(DEADLINE_MS) };
   if (key) headers.Authorization = `Bearer ${key}`;
   if (question) headers["Content-Type"] = "application/json";
   const request = { method: question ? "POST" : "GET", headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) };
