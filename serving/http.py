@@ -95,6 +95,7 @@ class _Api:
         self._drift = parts.drift
         self._metrics = metrics
         self._keys = open_keys(parts.settings)
+        self._scheduler = parts.scheduler
         chooser = Chooser(parts.settings, parts.catalogue, parts.detector)
         self._answers = Answers(parts.settings, parts.scheduler, chooser, parts.feedback, parts.drift, metrics)
         self._openapi = json.dumps(openapi_document())
@@ -146,6 +147,7 @@ class _Api:
         return Response(self._openapi, media_type="application/json")
 
     async def _answer(self, request: Request, answer: Callable[[bytes, float], Coroutine[Any, Any, Response]]) -> Response:
+        self._scheduler.check_room()
         _check_content_type(request.headers)
         patience = _patience(request.headers, self._settings.deadline_seconds)
         deadline = time.monotonic() + patience

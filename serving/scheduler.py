@@ -106,6 +106,15 @@ class Scheduler:
         """Tokens in the queue."""
         return self._waiting_tokens
 
+    def check_room(self) -> None:
+        """Before a request is even read: what it costs to refuse one decides how many a server can refuse.
+
+        Raises:
+            ApiError: 429 if too much waits, 503 if the server is ending.
+        """
+        with self._changed:
+            self._check_room(0)
+
     async def encode(self, predictor: Predictor, pairs: Sequence[Pair], deadline: float | None = None) -> Encoded:
         """Tokenise a request off the event loop. Refused when full already, since it would only be refused later.
 

@@ -297,7 +297,7 @@ def test_beyond_the_waiting_line_requests_are_sent_away_and_the_others_answered(
             inside = [asyncio.create_task(client.post("/predict", json=ONE)) for _ in range(3)]
             while server.scheduler.waiting < 3:
                 await asyncio.sleep(0)
-            refused = [await client.post("/predict", json=ONE) for _ in range(2)]
+            refused = [await client.post("/predict", json=ONE), await client.post("/predict", content=b"not even read")]
             # the loop is free although the thread computes
             metrics = await client.get("/metrics")
             release.set()
