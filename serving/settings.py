@@ -6,7 +6,8 @@ from pathlib import Path
 
 from conlst.contract.cache import cache_folder
 from conlst.contract.errors import ConfigError
-from conlst.runtime.onnx import CPU
+from conlst.runtime.cpu import available_cpus
+from conlst.runtime.onnx import BATCH_TOKENS, CPU
 
 _FROM_ZERO = ("CONLST_THREADS", "CONLST_MAX_WAITING", "CONLST_RATE_PER_MINUTE", "CONLST_WATCH_SECONDS")
 _MOST = {"CONLST_FEEDBACK_PERCENT": 100}
@@ -23,11 +24,11 @@ class Settings:
         max_pairs: pairs in a request; for candidate labels, texts times labels.
         max_characters: characters in a text. How many tokens a pair may have is the model's own limit.
         max_body_bytes: bytes of a request's body.
-        max_waiting: requests that may wait for the computing thread; one more is told to come back.
-        max_waiting_tokens: tokens that may wait for it, likewise.
+        max_waiting: requests that may wait for a computing thread; one more is told to come back.
+        max_waiting_tokens: tokens that may wait for one, likewise.
         batch_tokens: budget of padded tokens in one run of a model.
         deadline_seconds: what takes longer is not answered, from the first byte of a body on.
-        threads: CPU threads of a model run, 0 for what the process may use.
+        threads: CPU threads that compute, 0 for what the process may use.
         provider: onnxruntime execution provider; the start fails if onnxruntime takes another.
         fallback: the language whose model answers where a text's own is not served or cannot be told, and without which nothing
             is served; empty to refuse instead.
@@ -49,7 +50,7 @@ class Settings:
     max_body_bytes: int = 1_000_000
     max_waiting: int = 256
     max_waiting_tokens: int = 131_072
-    batch_tokens: int = 4096
+    batch_tokens: int = BATCH_TOKENS
     deadline_seconds: int = 60
     threads: int = 0
     provider: str = CPU
@@ -61,6 +62,11 @@ class Settings:
     feedback: str = ""
     feedback_percent: int = 100
     feedback_batch: int = 500
+
+    @property
+    def runs(self) -> int:
+        """How many runs there may be at the same time: one for each CPU that computes, or one that a device has for itself."""
+        return (self.threads or available_cpus()) if self.provider == CPU else 1
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":

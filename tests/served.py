@@ -39,7 +39,7 @@ class Server:
     def __post_init__(self):
         settings = self.settings
         self.catalogue = Catalogue(settings)
-        self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_tokens, settings.batch_tokens)
+        self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_tokens, settings.batch_tokens, settings.runs)
         self.feedback = Feedback(settings)
         self.watcher = Watcher(self.catalogue, settings)
         drift = Drift(self.catalogue)

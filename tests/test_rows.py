@@ -74,6 +74,25 @@ def test_small_ones_without_end_pass_a_large_one_only_until_as_much_as_it_has_wa
     assert runs <= (100 + 6 * 100 / 5) / 5
 
 
+def test_those_that_came_long_after_the_first_are_left_however_well_they_fit():
+    rows = Rows()
+    rows.add("first", [20])
+    for _ in range(60):
+        rows.add("other", [90])
+    rows.add("late", [20])
+    assert [row.owner for row in rows.take(BUDGET)] == ["first"]
+
+
+def test_the_tokens_that_wait_are_known():
+    rows = Rows()
+    added = rows.add("a", [10, 20, 60])
+    assert rows.tokens == 90
+    rows.remove(added[:1])
+    assert rows.tokens == 80
+    drain(rows)
+    assert rows.tokens == 0
+
+
 @pytest.mark.parametrize("taken", [0, 1])
 def test_removed_rows_are_not_taken(taken):
     rows = Rows()

@@ -243,6 +243,12 @@ def test_a_folder_of_int8_answers_with_its_int8_graph(tmp_path, folder):
         np.testing.assert_allclose(predictor.logits(PAIRS), slow_logits(PAIRS, seed=1), atol=1e-6)
 
 
+def test_a_run_in_int8_has_one_thread(tmp_path, folder):
+    files = {"config__json": settings_of(folder) | {"precision": "int8"}, "model__int8__onnx": folder / "model.onnx"}
+    predictor = Predictor(changed(folder, tmp_path / "x", **files), threads=3)
+    assert predictor._session.get_session_options().intra_op_num_threads == 1
+
+
 @pytest.mark.parametrize(("precision", "message"), [("int8", "no model.int8.onnx"), ("int4", "precision 'int4'")])
 def test_a_precision_without_its_graph_is_refused(tmp_path, folder, precision, message):
     config = settings_of(folder) | {"precision": precision}

@@ -57,7 +57,7 @@ def encoded(*tokens: int, length: int = 5) -> Encoded:
 
 @pytest.fixture
 def scheduler():
-    made = Scheduler(max_waiting=8, max_waiting_tokens=200, batch_tokens=100)
+    made = Scheduler(max_waiting=8, max_waiting_tokens=200, batch_tokens=100, runs=1)
     yield made
     made.close()
 
@@ -115,6 +115,84 @@ def test_what_comes_during_a_run_is_computed_together_in_the_next(scheduler):
         assert model.runs == [[0], [1, 2, 3]]
         assert [answer.logits.tolist() for answer in answers] == [[[token, 5, 0]] for token in range(4)]
         assert all(answer.queue_seconds >= 0 and answer.inference_seconds > 0 for answer in answers)
+
+    asyncio.run(ask())
+
+
+@pytest.fixture
+def pair():
+    """Two runs at the same time."""
+    made = Scheduler(max_waiting=8, max_waiting_tokens=200, batch_tokens=100, runs=2)
+    yield made
+    made.close()
+
+
+async def until_runs(model, number: int) -> None:
+    while len(model.runs) < number:
+        await asyncio.sleep(0.001)
+
+
+def test_runs_of_one_model_go_side_by_side(pair):
+    async def ask() -> None:
+        model = Model()
+        model.hold()
+        requests = [await begin(pair, model, 1)]
+        await until_runs(model, 1)
+        requests.append(await begin(pair, model, 2))
+        await until_runs(model, 2)
+        assert model.runs == [[1], [2]]
+        # both are busy: what comes now waits
+        requests += [await begin(pair, model, token) for token in (3, 4)]
+        assert (pair.waiting, pair.waiting_tokens) == (2, 10)
+        model.free.set()
+        answers = await asyncio.gather(*requests)
+        assert [answer.logits.tolist() for answer in answers] == [[[token, 5, 0]] for token in (1, 2, 3, 4)]
+
+    asyncio.run(ask())
+
+
+def test_idle_threads_share_a_request(pair, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("serving.scheduler.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    async def ask() -> None:
+        model = Model()
+        model.hold()
+        request = await begin(pair, model, *range(8))
+        await until_runs(model, 2)
+        clock.now += 3
+        model.free.set()
+        answer = await request
+        assert sorted(map(len, model.runs)) == [4, 4]
+        assert answer.logits[:, 0].tolist() == list(range(8))
+        # they took the same three seconds, not six
+        assert (answer.queue_seconds, answer.inference_seconds) == (0, 3)
+
+    asyncio.run(ask())
+
+
+def test_a_queue_is_over_sooner_by_as_many_runs_as_there_are(pair, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("serving.scheduler.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Slow(Model):
+        def run(self, rows):
+            clock.now += 0.1 * sum(map(len, rows))
+            return super().run(rows)
+
+    async def ask() -> None:
+        model = Slow()
+        await pair.score(model, encoded(1))
+        model.hold()
+        requests = []
+        for number in (2, 3):
+            requests.append(await begin(pair, model, 1))
+            await until_runs(model, number)
+        requests += [await begin(pair, model, *[1] * 4) for _ in range(8)]
+        # 160 tokens at ten a second in each of two runs
+        assert (await refusal(pair.score(model, encoded(1)), 429, "busy")).headers == {"Retry-After": "8"}
+        model.free.set()
+        await asyncio.gather(*requests)
 
     asyncio.run(ask())
 
@@ -178,7 +256,7 @@ def test_tokens_that_wait_are_bounded_too(scheduler):
 
 def test_nothing_may_wait_if_the_settings_say_so():
     async def ask() -> None:
-        scheduler, model = Scheduler(0, 200, 100), Model()
+        scheduler, model = Scheduler(0, 200, 100, 1), Model()
         for _ in range(3):
             await scheduler.score(model, await scheduler.encode(model, PAIRS))
         first = await hold(scheduler, model)
@@ -364,7 +442,7 @@ def check_neighbours(scheduler: Scheduler, model: Predictor, pairs: list[tuple[s
 
 
 def test_no_answer_depends_on_its_neighbours(tmp_path):
-    scheduler = Scheduler(8, 10_000, 64)
+    scheduler = Scheduler(8, 10_000, 64, 3)
     rng = np.random.default_rng(1)
     pairs = [(" ".join(rng.choice(WORDS, rng.integers(1, 9))), str(rng.choice(WORDS))) for _ in range(24)]
     check_neighbours(scheduler, Predictor(tiny_onnx_folder(tmp_path / "sw"), threads=1), pairs)
@@ -384,6 +462,6 @@ def test_no_answer_of_the_real_model_depends_on_its_neighbours(tmp_path):
         ("A", "B"),
     ]
     export_onnx(tmp_path / "model", pairs, tmp_path / "onnx", config)
-    scheduler = Scheduler(8, 10_000, 256)
+    scheduler = Scheduler(8, 10_000, 256, 2)
     check_neighbours(scheduler, Predictor(tmp_path / "onnx", threads=1), pairs)
     scheduler.close()

@@ -16,6 +16,7 @@ import pytest
 
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import ArtifactError, BackendError, ConfigError, RegistryError
+from conlst.runtime.cpu import available_cpus
 from conlst.runtime.table import Tables
 from serving.errors import ApiError
 from serving.models import Catalogue, Refusal, Source, check_models, find_champions, find_sources, open_model
@@ -342,6 +343,12 @@ def test_settings_come_from_the_environment():
         {"CONLST_MAX_PAIRS": "8", "CONLST_MAX_WAITING": "0", "CONLST_CACHE": "/c", "CONLST_MODELS": "sw=/x", "CONLST_THREADS": ""}
     )
     assert found == Settings(max_pairs=8, max_waiting=0, cache=Path("/c"), models="sw=/x")
+
+
+def test_there_is_a_run_for_each_cpu_but_one_for_a_device():
+    assert Settings(threads=3).runs == 3
+    assert Settings().runs == available_cpus()
+    assert Settings(threads=3, provider="CUDAExecutionProvider").runs == 1
 
 
 @pytest.mark.parametrize("value", ["x", "0", "-1", "1.5", "1e3", "٣"])

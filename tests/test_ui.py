@@ -581,6 +581,23 @@ def test_a_slow_answer_shows_that_it_is_under_way(visit: Visit) -> None:
 
 
 @in_chromium
+def test_the_endpoint_gives_up_before_the_page_does(visit: Visit) -> None:
+    visitor = visit()
+    # noted when it is set, so that nobody waits for it here
+    visitor.page.add_init_script(
+        "const timeout = AbortSignal.timeout.bind(AbortSignal);"
+        "AbortSignal.timeout = (milliseconds) => timeout((window.patience = milliseconds));"
+    )
+    page = visitor.arrive()
+    visitor.write_pair("Watu wawili", "Watu")
+    with page.expect_request("**/predict") as asked:
+        visitor.predict()
+    expect(visitor.answer()).to_contain_text("Entailment")
+    # whatever the endpoint's own deadline is: it takes the sooner of the two
+    assert 0 < int(asked.value.headers["x-deadline-ms"]) < page.evaluate("window.patience")
+
+
+@in_chromium
 def test_tabs_move_by_arrows_and_keep_their_address(visit: Visit) -> None:
     visitor = visit()
     page = visitor.arrive()
