@@ -3,8 +3,8 @@
     python benchmarks/serving.py --onnx <folder of kind onnx> --model <folder of kind model that it was exported from>
 
 Servers are real processes on ``--threads`` CPUs, the load comes from the others. Closed loops at several connections, systems
-taking turns, medians over the repeats; then five times what conlst can bear; with ``--soak`` 80 % of it for some minutes.
-Pairs are those shipped with conlst, or of ``--pairs`` (TSV with premise and hypothesis, may be gzipped).
+taking turns, medians over the repeats; then five times what conlst can bear; with ``--soak`` 80 % of what it answers in a
+minute, for some minutes. Pairs are those shipped with conlst, or of ``--pairs`` (TSV with premise and hypothesis, may be gzipped).
 """
 
 import argparse
@@ -40,6 +40,7 @@ WARM_UP = 3.0
 COMPARED = 64
 OVERLOAD = 5.0
 STEADY = 0.8
+SUSTAINED = 60.0
 
 Pair = tuple[str, str]
 
@@ -269,15 +270,15 @@ def _ratios(closed: Medians, limit: dict[str, dict[str, Any]], ours: Sequence[st
     return rows
 
 
-def _peak(closed: Medians, name: str) -> float:
-    """Single pairs a second at the best number of connections."""
+def _peak(closed: Medians, name: str) -> tuple[float, int]:
+    """Single pairs a second at the best number of connections, and that number."""
     size = min(size for system, size, _ in closed if system == name)
-    return max(row["pairs_per_second"] for (system, s, _), row in closed.items() if system == name and s == size)
+    return max((row["pairs_per_second"], at) for (system, s, at), row in closed.items() if system == name and s == size)
 
 
 async def _overload(system: System, closed: Medians, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
     """Five times the peak at once: what is answered meanwhile, and when an answer takes no longer than usual again."""
-    peak = _peak(closed, system.name)
+    peak, _ = _peak(closed, system.name)
     target = system.target(pairs, 1)
     usual = statistics.median(sample.seconds for sample in await in_a_loop(target, 1, WARM_UP))
     begin = time.perf_counter()
@@ -320,8 +321,15 @@ async def _recovery(target: Target, usual: float) -> float | None:
 
 
 async def _soak(system: System, closed: Medians, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
-    """80 % of the peak for minutes: failures, and what memory does after the first fifth."""
-    rate, seconds = STEADY * _peak(closed, system.name), options.soak * 60
+    """80 % of its capacity for minutes: failures, and what memory does after the first fifth.
+
+    Capacity is what it answers in the minute before: the peak of some seconds is more than it can bear for long.
+    """
+    target, (_, connections) = system.target(pairs, 1), _peak(closed, system.name)
+    begin = time.perf_counter()
+    samples = await in_a_loop(target, connections, SUSTAINED)
+    capacity = summary(samples, 1, begin, begin + SUSTAINED)["pairs_per_second"]
+    rate, seconds = STEADY * capacity, options.soak * 60
     memory: list[tuple[float, float]] = []
     begin = time.perf_counter()
 
@@ -331,12 +339,13 @@ async def _soak(system: System, closed: Medians, pairs: list[Pair], options: arg
             await asyncio.sleep(1)
 
     watching = asyncio.create_task(watch())
-    samples = await at_a_rate(system.target(pairs, 1), rate, seconds, options.seed)
+    samples = await at_a_rate(target, rate, seconds, options.seed)
     watching.cancel()
     settled = np.asarray([point for point in memory if point[0] >= seconds / 5])
     slope = float(np.polyfit(settled[:, 0] / 60, settled[:, 1], 1)[0]) if len(settled) > 2 else None
     return {
         **summary(samples, 1, begin, begin + seconds),
+        "capacity_per_second": capacity,
         "offered_per_second": rate,
         "minutes": options.soak,
         "failures": sum(sample.status != 200 for sample in samples),
