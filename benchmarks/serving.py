@@ -4,7 +4,7 @@
 
 Servers are real processes on ``--threads`` CPUs, the load comes from the others. Closed loops at several connections, systems
 taking turns, medians over the repeats; then five times what conlst can bear; with ``--soak`` 80 % of what it answers in a
-minute, for some minutes. Pairs are those shipped with conlst, or of ``--pairs`` (TSV with premise and hypothesis, may be gzipped).
+minute, for some minutes. Pairs are those shipped with conlst, or of ``--pairs`` (a TSV, may be gzipped).
 """
 
 import argparse
@@ -60,6 +60,18 @@ class System:
         return Target(self.server.port, self.path, bodies)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """onnxruntime alone with the model of the conlst system of this name."""
+
+    name: str
+    command: list[str]
+    cpus: set[int]
+
+    def measure(self) -> dict[str, Any]:
+        return json.loads(run_on(self.cpus, self.command, len(self.cpus)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--onnx", type=Path, required=True, help="folder that conlst serves")
@@ -86,7 +98,6 @@ def main() -> None:
     folders = {"conlst fp32": options.onnx} | ({"conlst int8": options.int8} if options.int8 else {})
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         work = Path(temporary)
-        limits = {name: _limit(folder, pairs, options, server_cpus, work) for name, folder in folders.items()}
         systems = []
         for port, (name, folder) in enumerate(folders.items()):
             language = json.loads((folder / "config.json").read_text())["language"]
@@ -95,7 +106,8 @@ def main() -> None:
         if options.model:
             server = stack.enter_context(peer_server(options.model, server_cpus, options.threads, work))
             systems += [_peer(route, server) for route in PEER_ROUTES]
-        result = asyncio.run(_measure(systems, list(folders), limits, pairs, options))
+        limits = [Limit(name, _limit_command(folder, pairs, options, work), server_cpus) for name, folder in folders.items()]
+        result = asyncio.run(_measure(systems, limits, pairs, options))
 
     result |= {
         "not_measured": NOT_MEASURED,
@@ -123,13 +135,11 @@ def _read_pairs(files: Sequence[Path], number: int, seed: int) -> list[Pair]:
     return pairs[:number]
 
 
-def _limit(folder: Path, pairs: list[Pair], options: argparse.Namespace, cpus: set[int], work: Path) -> list[dict[str, Any]]:
-    """What onnxruntime alone does, once for each repeat: ahead of the servers, for they would keep its memory."""
+def _limit_command(folder: Path, pairs: list[Pair], options: argparse.Namespace, work: Path) -> list[str]:
     file = work / "pairs.json"
     file.write_text(json.dumps(pairs))
     command = [sys.executable, str(CHECKOUT / "benchmarks/serving_limit.py"), "--model", str(folder), "--pairs", str(file)]
-    command += ["--threads", str(options.threads), "--in-hand", *map(str, options.connections)]
-    return [json.loads(run_on(cpus, command, options.threads)) for _ in range(options.repeat)]
+    return [*command, "--threads", str(options.threads), "--in-hand", *map(str, options.connections)]
 
 
 def _ours(name: str, server: Server, language: str) -> System:
@@ -153,17 +163,12 @@ def _peer(route: str, server: Server) -> System:
     return System(f"pipeline {route}", server, f"/{route}", body, probabilities)
 
 
-async def _measure(
-    systems: list[System],
-    ours: list[str],
-    limits: dict[str, list[dict[str, Any]]],
-    pairs: list[Pair],
-    options: argparse.Namespace,
-) -> dict[str, Any]:
+async def _measure(systems: list[System], limits: list[Limit], pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
+    ours = [limit.name for limit in limits]
     agreement = await _agreement(systems, pairs)
-    runs = await _closed(systems, pairs, options)
+    runs, limit_runs = await _closed(systems, limits, pairs, options)
     closed = {key: _median(found) for key, found in runs.items()}
-    limit = {name: _median(found) for name, found in limits.items()}
+    limit = {name: _median(found) for name, found in limit_runs.items()}
     result: dict[str, Any] = {
         "agreement_with_the_first": agreement,
         "limit": limit,
@@ -172,7 +177,7 @@ async def _measure(
         ],
         "ratios": _ratios(closed, limit, ours),
         "runs": [{"system": name, "pairs_a_request": size, "connections": at, "runs": r} for (name, size, at), r in runs.items()],
-        "limit_runs": limits,
+        "limit_runs": limit_runs,
     }
     by_name = {system.name: system for system in systems}
     result["overload"] = {name: await _overload(by_name[name], closed, pairs, options) for name in ours}
@@ -205,9 +210,16 @@ Runs = dict[tuple[str, int, int], list[dict[str, Any]]]
 Medians = dict[tuple[str, int, int], dict[str, Any]]
 
 
-async def _closed(systems: list[System], pairs: list[Pair], options: argparse.Namespace) -> Runs:
+async def _closed(
+    systems: list[System], limits: list[Limit], pairs: list[Pair], options: argparse.Namespace
+) -> tuple[Runs, dict[str, list[dict[str, Any]]]]:
     runs: Runs = {}
+    limit_runs: dict[str, list[dict[str, Any]]] = {limit.name: [] for limit in limits}
     for repeat in range(options.repeat):
+        # while the servers have nothing to do, and in turns with them, for the machine is not always as fast
+        for limit in limits:
+            limit_runs[limit.name].append(limit.measure())
+            print(f"{limit.name}, onnxruntime alone: {limit_runs[limit.name][-1]}", file=sys.stderr, flush=True)
         for size in options.sizes:
             for connections in options.connections:
                 # nobody is always the first, or always after the same one
@@ -216,14 +228,15 @@ async def _closed(systems: list[System], pairs: list[Pair], options: argparse.Na
                     row = await _closed_once(system, pairs, size, connections, options.seconds)
                     runs.setdefault((system.name, size, connections), []).append(row)
                     print(f"{system.name}, {connections} connections, {size} a request: {row}", file=sys.stderr, flush=True)
-    return runs
+    return runs, limit_runs
 
 
 async def _closed_once(system: System, pairs: list[Pair], size: int, connections: int, seconds: float) -> dict[str, Any]:
-    begin, work = time.perf_counter() + WARM_UP, time.process_time()
+    begin, work, stolen = time.perf_counter() + WARM_UP, time.process_time(), system.server.stolen_seconds()
     samples = await in_a_loop(system.target(pairs, size), connections, WARM_UP + seconds)
     row = summary(samples, size, begin, begin + seconds)
     row["load_cpu_share"] = (time.process_time() - work) / (WARM_UP + seconds)
+    row["stolen_share"] = (system.server.stolen_seconds() - stolen) / (WARM_UP + seconds) / len(system.server.cpus)
     return row
 
 
@@ -330,27 +343,34 @@ async def _soak(system: System, closed: Medians, pairs: list[Pair], options: arg
     samples = await in_a_loop(target, connections, SUSTAINED)
     capacity = summary(samples, 1, begin, begin + SUSTAINED)["pairs_per_second"]
     rate, seconds = STEADY * capacity, options.soak * 60
-    memory: list[tuple[float, float]] = []
+    seen: list[tuple[float, float, float]] = []
     begin = time.perf_counter()
 
     async def watch() -> None:
         while True:
-            memory.append((time.perf_counter() - begin, system.server.resident_mb()))
+            seen.append((time.perf_counter() - begin, system.server.resident_mb(), system.server.stolen_seconds()))
             await asyncio.sleep(1)
 
     watching = asyncio.create_task(watch())
     samples = await at_a_rate(target, rate, seconds, options.seed)
     watching.cancel()
-    settled = np.asarray([point for point in memory if point[0] >= seconds / 5])
-    slope = float(np.polyfit(settled[:, 0] / 60, settled[:, 1], 1)[0]) if len(settled) > 2 else None
+    times, memory, stolen = np.asarray(seen).T
+    settled = times >= seconds / 5
     return {
         **summary(samples, 1, begin, begin + seconds),
         "capacity_per_second": capacity,
         "offered_per_second": rate,
         "minutes": options.soak,
         "failures": sum(sample.status != 200 for sample in samples),
-        "resident_mb": {"begin": memory[0][1], "settled": settled[0, 1], "end": memory[-1][1]},
-        "resident_mb_a_minute": slope,
+        "resident_mb": {"begin": memory[0], "settled": memory[settled][0], "end": memory[-1]},
+        "resident_mb_a_minute": float(np.polyfit(times[settled] / 60, memory[settled], 1)[0]) if settled.sum() > 2 else None,
+        "by_minute": [
+            {
+                **summary(samples, 1, begin + minute, begin + minute + 60),
+                "stolen_share": float(np.diff(np.interp([minute, minute + 60], times, stolen))[0]) / 60 / options.threads,
+            }
+            for minute in range(0, int(seconds), 60)
+        ],
     }
 
 

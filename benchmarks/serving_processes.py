@@ -34,9 +34,10 @@ def run_on(cpus: set[int], command: list[str], threads: int) -> str:
 class Server:
     """A process with its children."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path, cpus: set[int]) -> None:
         self.port = port
         self.log = log
+        self.cpus = cpus
         self._process = process
 
     def wait_until_ready(self) -> None:
@@ -55,6 +56,11 @@ class Server:
     def resident_mb(self) -> float:
         parent = psutil.Process(self._process.pid)
         return sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 1e6
+
+    def stolen_seconds(self) -> float:
+        """Time of its CPUs that the machine's host gave to others, since the machine was started."""
+        times = psutil.cpu_times(percpu=True)
+        return sum(getattr(times[cpu], "steal", 0.0) for cpu in self.cpus)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -102,7 +108,7 @@ def _started(
             stdout=output,
             stderr=output,
         )
-    server = Server(process, port, log)
+    server = Server(process, port, log, cpus)
     try:
         server.wait_until_ready()
         yield server
