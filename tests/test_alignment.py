@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conlst.method.alignment import align, class_shares
+from conlst.method.alignment import align, class_shares, prior_shift
 
 
 def test_shares_are_counted() -> None:
@@ -44,3 +44,29 @@ def test_a_class_that_is_never_predicted_stays_finite() -> None:
     assert aligned.isfinite().all()
     assert aligned[:, 2].tolist() == [0, 0]
     torch.testing.assert_close(aligned.sum(1), torch.ones(2))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(2, 30), st.lists(st.integers(1, 5), min_size=3, max_size=3), st.integers(0, 2**30))
+def test_shifted_predictions_have_the_shares(size: int, counts: list[int], seed: int) -> None:
+    logits = 2 * torch.randn(size, 3, generator=torch.Generator().manual_seed(seed))
+    shares = torch.tensor(counts, dtype=torch.float32) / sum(counts)
+    shift = prior_shift(logits, shares)
+    torch.testing.assert_close((logits + shift).softmax(1).mean(0), shares, atol=1e-4, rtol=0)
+    assert shift.mean().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_shift_is_alignment_again_and_again() -> None:
+    logits, shares = (
+        torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) + torch.tensor([1.0, 0, 0]),
+        torch.full((3,), 1 / 3),
+    )
+    again = logits.softmax(1)
+    for _ in range(100):
+        again = align(again, shares)
+    torch.testing.assert_close((logits + prior_shift(logits, shares)).softmax(1), again, atol=1e-4, rtol=0)
+
+
+def test_a_class_that_is_all_but_never_predicted_leaves_the_shift_finite() -> None:
+    logits = torch.tensor([[200.0, 0.0, -300.0], [100.0, 50.0, -300.0]])
+    assert prior_shift(logits, torch.full((3,), 1 / 3)).isfinite().all()

@@ -186,7 +186,7 @@ def test_the_history_of_self_training_counts_what_was_selected(adapted: Path) ->
     for told in done["rounds"]:
         assert 0 < sum(told["selected"]) <= 45
         assert all(share is None or 0 <= share <= 1 for share in told["precision"])
-        assert all(0.4 - 1e-6 <= bar <= 0.6 + 1e-6 for bar in told["bars"])
+        assert all(0.4 - 1e-6 <= bar <= 0.6 + 1e-6 for bar in told["bars"][0])
 
 
 def test_accuracy_along_training_is_measured_from_the_start(world: World, calibrated: Path) -> None:
@@ -791,9 +791,9 @@ def test_a_rule_without_bars_tells_the_other_metrics(world: World, tmp_path: Pat
         )
         names = {name for metrics in told for name in metrics}
         assert {"selftrain/loss", "selftrain/changed", "selftrain/selected/neutral", "selftrain/precision/neutral"} <= names
-        assert any(name.startswith("selftrain/bar/") for name in names) == (rule == "flexmatch")
+        assert ("selftrain/bar/neutral" in names) == (rule == "flexmatch")
         (done,) = history(tmp_path / rule)["selftrain"]["rounds"]
-        assert len(done["bars"]) == (3 if rule == "flexmatch" else 0)
+        assert [len(bars) for bars in done["bars"]] == [3 if rule == "flexmatch" else 0]
 
 
 @pytest.mark.parametrize("uncertainty", ["none", "evi"])
@@ -840,6 +840,20 @@ def test_a_model_of_several_languages_names_the_protocol_of_each(
         out = tmp_path / f"{pairs}-{language}"
         found = folders.evaluate_model(world.config(), tmp_path / "m", world.pairs(pairs), language, out)
         assert found["protocol"] == protocol, (pairs, language)
+
+
+def test_the_bars_of_several_languages_are_told_apart(world: World, tmp_path: Path) -> None:
+    urdu = tmp_path / "ur"
+    folders.ingest(world.config(), "pool", [str(write_tsv(tmp_path / "ur.tsv", tiny_pairs(30, 8)))], "ur", urdu)
+    merge_pairs([world.pairs("pool"), urdu], tmp_path / "both")
+    told: list[dict[str, float]] = []
+    config = world.config(selftrain={"max_iterations": 1})
+    both, out = tmp_path / "both", tmp_path / "m"
+    folders.self_train_model(config, world.model, both, SEVERAL, out, sink=lambda metrics, _: told.append(metrics))
+    (done,) = history(out)["selftrain"]["rounds"]
+    assert [told[-1][f"selftrain/bar/{language}/contradiction"] for language in ("sw", "ur")] == [
+        bars[2] for bars in done["bars"]
+    ]
 
 
 def hops(path: Path, rows: Rows) -> str:

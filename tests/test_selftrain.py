@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conlst.contract.config import Config, config_from_dict
-from conlst.contract.errors import TrainingError
+from conlst.contract.errors import ConfigError, TrainingError
 from conlst.data.tokens import TokenizedPairs
 from conlst.method.alignment import align
 from conlst.method.mixup import mixup
@@ -107,8 +107,8 @@ def test_the_rule_selects(world: World, rule: str) -> None:
     q = world.predict(config)
     weights, bars = trust(q, config.selftrain)
     done = run(world, config).rounds[0]
-    assert done.bars == bars.tolist()
-    assert len(done.bars) == (0 if rule == "softmatch" else 3)
+    assert done.bars == [bars.tolist()]
+    assert len(done.bars[0]) == (0 if rule == "softmatch" else 3)
     assert done.pseudo_labels == q.argmax(1).tolist()
     assert done.selected == (weights > 0).tolist()
     assert 0 < sum(done.selected) < len(world.pool)
@@ -332,3 +332,51 @@ def test_resuming_around_each_round_s_end_is_the_straight_run(
             run(world, config, checkpoints=kept, progress=Recorder(after), teacher=teacher)
         for _ in range(2):  # the second time from the checkpoint of the last step
             assert run(world, config, checkpoints=kept, teacher=teacher) == straight, f"interrupted after step {after}"
+
+
+def test_languages_are_aligned_and_selected_from_by_themselves(world: World) -> None:
+    """Two languages with opposite biases: together they look unbiased."""
+    languages = (world.predict(world.config()).argmax(1) == 0).long()
+    config = world.config(rule="quantile", coverage=0.5, floor=0.34, align=True, max_iterations=1)
+    shares = torch.bincount(world.labels) / len(world.labels)
+    q = world.predict(config)
+    selected = torch.zeros(len(q), dtype=torch.bool)
+    bars = []
+    for language in (0, 1):
+        members = languages == language
+        q[members] = align(q[members], shares)
+        weights, own = trust(q[members], config.selftrain)
+        selected[members] = weights > 0
+        bars.append(own.tolist())
+    done = run(world, config, languages=languages).rounds[0]
+    assert done.pseudo_labels == q.argmax(1).tolist()
+    assert done.selected == selected.tolist()
+    assert done.bars == bars
+    together = run(world, config).rounds[0]
+    assert together.pseudo_labels != done.pseudo_labels
+
+
+def test_a_rebalanced_model_predicts_the_sources_shares(world: World) -> None:
+    shares = torch.bincount(world.labels) / len(world.labels)
+    config = world.config(rebalance=True)
+    outcome = run(world, config)
+    model = copy.deepcopy(world.start.classifier)
+    model.load_state_dict(outcome.weights)
+    found = predict_logits(model, world.pool, config.compute, config.evaluate.batch_tokens).softmax(1).mean(0)
+    torch.testing.assert_close(found, shares, atol=1e-3, rtol=0)
+    plain = run(world, world.config())
+    assert plain.rounds == outcome.rounds
+    moved = [name for name, weight in plain.weights.items() if not weight.equal(outcome.weights[name])]
+    assert moved == ["classifier.bias"]
+
+
+def test_without_an_iteration_only_the_bias_moves(world: World) -> None:
+    outcome = run(world, world.config(rebalance=True, max_iterations=0))
+    assert outcome.rounds == []
+    before = world.start.classifier.state_dict()
+    assert [name for name in before if not before[name].equal(outcome.weights[name])] == ["classifier.bias"]
+
+
+def test_no_iteration_and_no_rebalancing_is_nothing(world: World) -> None:
+    with pytest.raises(ConfigError, match="max_iterations 0 does nothing without rebalance"):
+        world.config(max_iterations=0)

@@ -276,9 +276,13 @@ class SelfTrain(Optimisation):
             ``softmatch`` find their bars, or weights, from the predictions themselves.
         threshold: γ of the rules ``flexmatch`` and ``fixed``; ``floor`` is the lowest bar of every rule that has bars.
         coverage: share of each predicted class that the rule ``quantile`` takes.
-        align: rescale the predictions so that the pool's classes have the source's shares, before anything is selected.
+        align: rescale the predictions so that each language's pool has the source's class shares, before anything is selected.
+            A pool whose classes have other shares is hurt by it.
+        rebalance: end with the classifier's bias shifted until the pool's mean prediction has the source's class shares. The same
+            holds.
         views: dropout views that must all agree with a pseudo-label; 0 asks none.
-        max_iterations: rounds of predict, select, train; fewer if less than ``stop_below`` of the pseudo-labels change.
+        max_iterations: rounds of predict, select, train; fewer if less than ``stop_below`` of the pseudo-labels change. 0 trains
+            nothing and leaves what ``rebalance`` does.
         epochs: passes over the selected pairs in a round.
         target_weight: λ of eq. 12.
         source_share: source pairs a step, as a share of the target pairs.
@@ -287,13 +291,14 @@ class SelfTrain(Optimisation):
     """
 
     lr: float = Field(2e-6, gt=0)
-    max_iterations: int = Field(3, ge=1)
+    max_iterations: int = Field(3, ge=0)
     epochs: int = Field(1, ge=1)
     stop_below: float = Field(0.005, ge=0, lt=1)
     rule: Literal["flexmatch", "fixed", "quantile", "freematch", "softmatch"] = "flexmatch"
     threshold: float = Field(0.9, gt=0, lt=1)
     coverage: float = Field(0.4, gt=0, le=1)
     align: bool = False
+    rebalance: bool = False
     views: int = Field(0, ge=0)
     floor: float = Field(0.5, ge=1 / 3, lt=1)
     target_weight: float = Field(1.0, ge=0)
@@ -307,6 +312,12 @@ class SelfTrain(Optimisation):
     def _has_a_view(self) -> Self:
         if not (self.masking or self.mixup or self.back_translation):
             raise ValueError("selftrain needs at least one of masking, mixup, back_translation")
+        return self
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not (self.max_iterations or self.rebalance):
+            raise ValueError("selftrain.max_iterations 0 does nothing without rebalance; set it to true, or ask for an iteration")
         return self
 
 

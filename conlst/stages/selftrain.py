@@ -11,7 +11,7 @@ from conlst.contract.config import Config, SelfTrain
 from conlst.contract.errors import TrainingError
 from conlst.data.batching import draw_of_like_length
 from conlst.data.tokens import TokenizedPairs
-from conlst.method.alignment import align, class_shares
+from conlst.method.alignment import align, class_shares, prior_shift
 from conlst.method.interpolation import interpolate, trained_weights
 from conlst.method.losses import soft_cross_entropy
 from conlst.method.masking import mask_tokens
@@ -32,14 +32,14 @@ class Round:
     """One iteration: predict, select, train.
 
     Attributes:
-        bars: ``[classes]``, the rule's confidence bars; empty for ``softmatch``, which has none.
+        bars: ``[languages][classes]``, the rule's confidence bars; ``softmatch`` has none, so its rows are empty.
         pseudo_labels: ``[pool]``, the argmax of the predictions that the round began with.
         selected: ``[pool]`` bool, whose pseudo-labels are trusted, be it with a small weight.
         changed: share of the pseudo-labels that differ from the round before; 1 in the first round.
         losses: of every step; empty if the labels had settled.
     """
 
-    bars: list[float]
+    bars: list[list[float]]
     pseudo_labels: list[int]
     selected: list[bool]
     changed: float
@@ -57,6 +57,7 @@ def self_train(
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
     teacher: Tensor | None = None,
+    languages: Tensor | None = None,
 ) -> list[Round]:
     """Train ``model`` in place until fewer than ``stop_below`` of the pseudo-labels change, or ``max_iterations``.
 
@@ -67,6 +68,8 @@ def self_train(
         text: which ids masking may not touch.
         teacher: ``[pool, 3]`` probabilities, for example the mean of several source models. The first round takes them in place
             of the model's own; in later rounds the model's own are averaged with them, ``q = (own + teacher) / 2``.
+        languages: ``[pool]`` int64 from 0 on, the language of each pair when the pool has several. Each is aligned and selected
+            from by itself: a model is biased and sure in one language otherwise than in another.
 
     Returns:
         The rounds; the last one has no losses if the labels had settled.
@@ -82,21 +85,22 @@ def self_train(
     began = trained_weights(model) if stage.interpolation < 1 else {}
     kept = checkpoints.load() if checkpoints else None
     rounds = [Round(**done) for done in kept.state["rounds"]] if kept else []
-    shares = class_shares(source_labels, 3) if stage.align else None
+    parts = _parts(languages, len(pool))
+    shares = class_shares(source_labels, 3)
 
     while len(rounds) < stage.max_iterations:
         if kept:
             q, agreed, losses = kept.stage["q"], kept.stage["agreed"], kept.state["losses"]
         else:
-            (q, agreed), losses = _predict(model, pool, teacher, shares, config, len(rounds)), []
+            (q, agreed), losses = _predict(model, pool, teacher, parts, shares if stage.align else None, config, len(rounds)), []
             q, agreed = world().agree(q), world().agree(agreed)
-        weights, bars = trust(q, stage)
+        weights, bars = _trusted(q, parts, stage)
         weights = weights * agreed
         selected, pseudo = weights > 0, q.argmax(1)
         changed = (pseudo != torch.tensor(rounds[-1].pseudo_labels)).float().mean().item() if rounds else 1.0
         _report(len(rounds), bars, selected, pseudo, changed)
         if changed < stage.stop_below:
-            rounds.append(Round(bars.tolist(), pseudo.tolist(), selected.tolist(), changed, []))
+            rounds.append(Round(bars, pseudo.tolist(), selected.tolist(), changed, []))
             break
 
         chosen = selected.nonzero().squeeze(1)
@@ -130,20 +134,47 @@ def self_train(
             if trainer.checkpoint_due():
                 trainer.save({"q": q, "agreed": agreed}, {"rounds": [vars(done) for done in rounds], "losses": losses})
         trainer.finish()
-        rounds.append(Round(bars.tolist(), pseudo.tolist(), selected.tolist(), changed, losses))
+        rounds.append(Round(bars, pseudo.tolist(), selected.tolist(), changed, losses))
 
     interpolate(model, began, stage.interpolation)
+    if stage.rebalance:
+        logits = predict_logits(model, pool, config.compute, config.evaluate.batch_tokens)
+        with torch.no_grad():
+            model.classifier.bias.add_(world().agree(prior_shift(logits, shares)).to(device))
     model.eval()
     return rounds
 
 
+def _parts(languages: Tensor | None, size: int) -> list[Tensor]:
+    """Indices of each language's pairs."""
+    if languages is None:
+        return [torch.arange(size)]
+    return [(languages == language).nonzero().squeeze(1) for language in range(int(languages.max()) + 1)]
+
+
+def _trusted(q: Tensor, parts: list[Tensor], stage: SelfTrain) -> tuple[Tensor, list[list[float]]]:
+    """:func:`trust` for each language by itself: weights ``[pool]``, bars ``[languages][classes]``."""
+    weights, bars = torch.empty(len(q)), []
+    for members in parts:
+        weights[members], own = trust(q[members], stage)
+        bars.append(own.tolist())
+    return weights, bars
+
+
 def _predict(
-    model: PairClassifier, pool: TokenizedPairs, teacher: Tensor | None, shares: Tensor | None, config: Config, iteration: int
+    model: PairClassifier,
+    pool: TokenizedPairs,
+    teacher: Tensor | None,
+    parts: list[Tensor],
+    shares: Tensor | None,
+    config: Config,
+    iteration: int,
 ) -> tuple[Tensor, Tensor]:
     """What a round begins with.
 
     Args:
-        shares: ``[3]``, what every prediction is aligned to, the dropout views among them.
+        parts: indices of each language's pairs.
+        shares: ``[3]``, what every prediction is aligned to, the dropout views among them; ``None`` leaves them as they are.
 
     Returns:
         ``q`` ``[pool, 3]``; and ``[pool]`` bool, whether every dropout view of the model has the argmax of ``q``.
@@ -153,12 +184,15 @@ def _predict(
         return predict_logits(model, pool, config.compute, config.evaluate.batch_tokens, dropout).softmax(1)
 
     def aligned(probabilities: Tensor) -> Tensor:
-        return probabilities if shares is None else align(probabilities, shares)
+        if shares is not None:
+            for members in parts:
+                probabilities[members] = align(probabilities[members], shares)
+        return probabilities
 
     if teacher is None:
         q = own()
     elif iteration == 0:
-        q = teacher
+        q = teacher.clone()
     else:
         q = (own() + teacher) / 2
     q = aligned(q)
@@ -199,12 +233,12 @@ def _strong_view_loss(
     return own.weight * soft_cross_entropy(model.classify(pooled), targets)
 
 
-def _report(iteration: int, bars: Tensor, selected: Tensor, pseudo: Tensor, changed: float) -> None:
+def _report(iteration: int, bars: list[list[float]], selected: Tensor, pseudo: Tensor, changed: float) -> None:
     counts = torch.bincount(pseudo[selected], minlength=3).tolist()
     log.info(
         "self-training round %d: bars %s, selected %s of %d, pseudo-labels changed %.2f %%",
         iteration,
-        [round(bar, 3) for bar in bars.tolist()],
+        [[round(bar, 3) for bar in own] for own in bars],
         counts,
         len(pseudo),
         100 * changed,

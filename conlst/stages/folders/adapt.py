@@ -114,6 +114,7 @@ def self_train_model(
         checkpoints,
         Progress("selftrain", sink),
         _mean_prediction([model, *teachers], target, config) if teachers else None,
+        _languages(target),
     )
     history: dict[str, Any] = {"back_translation": translated is not None}
     history["rounds"] = [
@@ -122,7 +123,7 @@ def self_train_model(
     ]
     if sink:
         for number, done in enumerate(history["rounds"]):
-            sink(_round_metrics(done), number)
+            sink(_round_metrics(done, sorted(set(target["language"]))), number)
     _save_adapted(start, model, target, english, parents, language, out, config, "selftrain", history)
     checkpoints.discard()
 
@@ -152,7 +153,7 @@ def self_learn_model(
         config,
         checkpoints,
         Progress("selflearn", sink),
-        torch.tensor(target.class_encode_column("language")["language"]),
+        _languages(target),
     )
     history = {"rounds": [_round(target, done.selected, done.pseudo_labels, done.losses) for done in rounds]}
     _save_adapted(start, model, target, english, parents, language, out, config, "selflearn", history)
@@ -230,12 +231,18 @@ def _round(pool: Dataset, selected: Sequence[bool], pseudo_labels: Sequence[int]
     }
 
 
-def _round_metrics(done: dict[str, Any]) -> dict[str, float]:
+def _languages(pool: Dataset) -> Tensor:
+    """``[pool]`` int64: the language of each pair, numbered in alphabetical order."""
+    return torch.tensor(pool.class_encode_column("language")["language"])
+
+
+def _round_metrics(done: dict[str, Any], languages: Sequence[str]) -> dict[str, float]:
     metrics = {"selftrain/changed": done["changed"]}
     for label, name in enumerate(NAMES):
         metrics[f"selftrain/selected/{name}"] = done["selected"][label]
-        if done["bars"]:
-            metrics[f"selftrain/bar/{name}"] = done["bars"][label]
+        for language, bars in zip(languages, done["bars"], strict=True):
+            if bars:
+                metrics[f"selftrain/bar/{language}/{name}" if len(languages) > 1 else f"selftrain/bar/{name}"] = bars[label]
         if done["precision"] and done["precision"][label] is not None:
             metrics[f"selftrain/precision/{name}"] = done["precision"][label]
     return metrics
