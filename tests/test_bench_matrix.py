@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from conlst.bench.matrix import Matrix, Planned, read_matrix
+from conlst.contract.config import load_config, with_settings
 from conlst.contract.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +150,16 @@ def test_a_matrix_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_matrices_here_can_be_read(path: Path) -> None:
     assert read_matrix(path).plan()
+
+
+def test_the_results_are_of_the_recipe_that_the_profile_has() -> None:
+    matrix = read_matrix(ROOT / "benchmarks" / "xnli.yaml")
+    (method,) = matrix.groups["method"]
+    profile, system = load_config(matrix.config), matrix.systems[method]
+    assert with_settings(profile, {**matrix.settings, **system.settings}) == profile
+    assert system.stages == ("calibrate", "selftrain")
+    # the recipe without a part is no rival of it, but FlexMatch as published is both
+    assert set(matrix.groups["ablations"]) & set(matrix.groups["rivals"]) == {"flexmatch"}
 
 
 def test_a_language_and_seed_has_its_systems_together_and_a_joint_one_its_languages() -> None:

@@ -26,6 +26,8 @@ GROUPS = {
     "deciding": ["zero-shot", "robust", "sl-evi", "sl-lou", "conlst"],
     "rivals": ["robust", "sl-evi", "sl-lou"],
     "ablations": ["no-mixup", "no-source", "never-run"],
+    "base": ["conl"],
+    "variants": ["nl", "sl-lou"],
     "calibration": ["conl", "nl"],
 }
 # right pairs of N; Urdu gets worse, French has three seeds for the method and its zero-shot, Urdu and Swahili one
@@ -244,6 +246,13 @@ class TestPairing:
         with pytest.raises(DataError, match=r"calibrate\.temperature is 1\.0 and 0\.5"):
             Results([one, cell("conlst", "sw", 14, 125, 121, config=one.config | {"calibrate": {"temperature": 0.5}})])
 
+    def test_a_setting_that_came_after_a_cell_is_at_its_default(self) -> None:
+        old = cell("conlst", "sw", 13, 126, 120)
+        off, on = (old.config | {"selftrain": {"rule": "flexmatch", "rebalance": chosen}} for chosen in (False, True))
+        Results([old, cell("conlst", "sw", 14, 125, 121, config=off)])
+        with pytest.raises(DataError, match=r"selftrain\.rebalance is False and True"):
+            Results([old, cell("conlst", "sw", 14, 125, 121, config=on)])
+
     def test_another_number_of_pairs_is_refused(self) -> None:
         fewer = evaluate_probabilities(probabilities(120)[:150], LABELS[:150], Evaluate())
         with pytest.raises(DataError, match="number of pairs is 200 and 150"):
@@ -340,6 +349,15 @@ class TestMain:
             row_of(block.split("**Transductive**")[0], system="gain of conlst over sl-evi, the best rival")["worse"] == "1 of 1"
         )
 
+    def test_an_ablation_that_decides_is_met_too_but_is_no_rival(self, blocks: dict[str, str]) -> None:
+        groups = GROUPS | {"deciding": ["zero-shot", "conlst", "no-source"]}
+        # no-source gives the least to gain of all: 126 - 126, 112 - 110
+        block = tables.main(Results(example()), groups, ["sw", "ur"]).split("**Transductive**")[0]
+        row = row_of(block, system="gain of conlst over no-source, an ablation of it")
+        assert (row["sw*"], row["ur*"], row["worse"]) == (shown([0], gain=True), shown([2], gain=True), "0 of 2")
+        assert row_of(block, system="gain of conlst over robust, the best rival")
+        assert "an ablation" not in blocks["main"]
+
     def test_protocols_stand_apart_and_zero_shot_stands_in_both(self) -> None:
         cells = [*example(), cell("conlst", "fr", 13, 150, 140, protocol="transductive", pool=7500)]
         inductive, transductive = tables.main(Results(cells), GROUPS, []).split("**Transductive**")
@@ -405,48 +423,118 @@ class TestTable4:
 
 
 class TestAblations:
-    def test_changes_are_against_the_same_language_and_seed(self, blocks: dict[str, str]) -> None:
-        row = row_of(blocks["ablations"], system="no-mixup")
+    @pytest.fixture
+    def parts(self, blocks: dict[str, str]) -> tuple[str, str]:
+        """Changes of the method, and of the base."""
+        method, base = blocks["ablations"].split("**Changes of conl**")
+        return method, base
+
+    def test_changes_are_against_the_same_language_and_seed(self, parts: tuple[str, str]) -> None:
+        row = row_of(parts[0], system="no-mixup")
         changes = [142 - 144, 144 - 143, 121 - 126]
         assert row["change"] == shown(changes, gain=True)
         assert (row["lower in"], row["languages"]) == ("2 of 3", "fr, sw")
-        assert (row["full method"], row["changed"]) == tuple(
-            f"{100 * mean(counts) / N:.2f}" for counts in ((144, 143, 126), (142, 144, 121))
+        assert (row["accuracy"], row["conlst there"]) == tuple(
+            f"{100 * mean(counts) / N:.2f}" for counts in ((142, 144, 121), (144, 143, 126))
         )
         # equal is not lower
-        source = row_of(blocks["ablations"], system="no-source")
+        source = row_of(parts[0], system="no-source")
         assert (source["change"], source["lower in"]) == (shown([0, -2], gain=True), "1 of 2")
 
-    def test_one_without_cells_is_named(self, blocks: dict[str, str]) -> None:
-        assert "Without a cell to compare yet: never-run." in blocks["ablations"]
-        assert "no-mixup." not in blocks["ablations"]
+    def test_variants_are_against_the_base(self, parts: tuple[str, str]) -> None:
+        assert parts[0].startswith("**Changes of conlst**\n\n")
+        assert [row["system"] for row in lines(parts[1])] == ["nl", "sl-lou"]
+        assert row_of(parts[1], system="nl")["change"] == shown([131 - 141], gain=True)
+        added = row_of(parts[1], system="sl-lou")
+        assert (added["change"], added["languages"]) == (shown([0, 2], gain=True), "fr, ur")
+        assert "minus that of conl, in points" in parts[1]
+
+    def test_without_a_base_there_are_changes_of_the_method_alone(self, parts: tuple[str, str]) -> None:
+        groups = {name: systems for name, systems in GROUPS.items() if name not in ("base", "variants")}
+        assert tables.ablations(Results(example()), groups) == parts[0].strip()
+
+    def test_one_without_cells_is_named(self, parts: tuple[str, str]) -> None:
+        assert "Without a cell to compare yet: never-run." in parts[0]
+        assert "no-mixup." not in parts[0]
+        assert "Without a cell" not in parts[1]
 
     def test_splits_and_protocols_are_not_compared(self) -> None:
         cells = [cell("conlst", "sw", 13, 126, 120), cell("no-mixup", "sw", 13, 125, 120, tested="dev")]
         cells += [cell("no-source", "sw", 13, 125, 120, protocol="transductive")]
         block = tables.ablations(Results(cells), GROUPS)
-        assert block == "No cells yet."
+        assert block == "**Changes of conlst**\n\nNo cells yet.\n\n**Changes of conl**\n\nNo cells yet."
+
+    def test_the_standard_errors_are_of_the_cells_of_the_table(self) -> None:
+        changed, full = cell("no-mixup", "sw", 13, 121, 120), cell("conlst", "sw", 13, 126, 120)
+        fewer = [probabilities(right)[:150] for right in (120, 126)]
+        alone = cell(
+            *("conlst", "id", 13, 126, 120),
+            evaluation=evaluate_probabilities(fewer[1], LABELS[:150], Evaluate()),
+            comparison=compare(*fewer, LABELS[:150], Evaluate()),
+        )
+        block = tables.ablations(Results([changed, full, alone]), GROUPS)
+        before = (probabilities(120).argmax(1) == LABELS).astype(float)
+        gains = [(probabilities(right, shift=7).argmax(1) == LABELS) - before for right in (121, 126)]
+        error = math.sqrt(sum(((gain - gain.mean()) ** 2).mean() for gain in gains) / N)
+        assert f"at most about {100 * error:.2f} points for the change in one language and seed (one change)" in block
+        share = (121 + 126) / 2 / N
+        assert f"at 200 pairs is {100 * math.sqrt(share * (1 - share) / N):.2f} points for an accuracy" in block
+        assert "150 pairs" not in block
+        assert "gain over zero-shot" not in block
+
+    def test_a_change_has_no_standard_error_if_the_two_started_apart(self) -> None:
+        cells = [cell("conlst", "sw", 13, 126, 120), cell("no-mixup", "sw", 13, 125, 122, started_from="robust")]
+        block = tables.ablations(Results(cells), GROUPS)
+        assert "points for an accuracy." in block
+        assert "at most about" not in block
 
 
 class TestCost:
-    def test_medians_a_stage_and_stage_0_once_a_seed(self, blocks: dict[str, str]) -> None:
-        calibrate = row_of(blocks["cost"], system="conlst", stage="calibrate")
-        # seeds 13, 14, 15 of French, 13 of the two others
-        assert (calibrate["seconds"], calibrate["steps"], calibrate["runs"]) == ("73.0", "40", "5")
-        assert calibrate["machine"] == r"x86\_64, 4 cores, 2 threads"
-        source = row_of(blocks["cost"], stage="stage 0", system="plain")
-        assert (source["seconds"], source["runs"]) == ("900.0", "3")
-        assert row_of(blocks["cost"], stage="stage 0", system="robust")["runs"] == "1"
+    def test_a_run_that_cells_share_counts_once(self, blocks: dict[str, str]) -> None:
+        # seeds 13, 14, 15 of French and 13 of the two others, and seven systems that have them in common
+        calibrate = row_of(blocks["cost"], stage="calibrate")
+        assert (calibrate["runs"], calibrate["pool"]) == ("5", "2,490")
+        assert (calibrate["steps"], calibrate["seconds"]) == ("40 (40 to 40)", "73 (73 to 75)")
+        assert calibrate["seconds a step"] == f"{73 / 40:.1f} (1.8 to {75 / 40:.1f})"
+        assert row_of(blocks["cost"], stage="stage 0, robust")["runs"] == "1"
 
-    def test_machines_and_joint_runs_stand_apart(self) -> None:
-        other = {"cores": 8, "threads": 8, "model": "other"}
-        joint: dict[str, Any] = {"languages_joint": ["fr", "sw", "ur"], "pool": 7470}
-        cells = [cell("conlst", "sw", 13, 126, 120), cell("conlst", "fr", 13, 144, 140, machine=other)]
-        cells += [cell("joint", "sw", 13, 126, 120, **joint), cell("joint", "fr", 13, 126, 140, **joint)]
+    def test_runs_of_other_systems_and_pools_count_too(self) -> None:
+        calibrate = {"name": "calibrate", "seconds": 73.0, "steps": 40}
+        cells = [
+            cell("conl", "sw", 13, 126, 120, stages=[calibrate]),
+            cell("conlst", "sw", 13, 126, 120, stages=[calibrate, {"name": "selftrain", "seconds": 1000.0, "steps": 20}]),
+            cell("again", "sw", 13, 126, 120, stages=[calibrate | {"seconds": 75.0}]),
+            cell("wide", "sw", 13, 126, 120, stages=[calibrate | {"seconds": 300.0}], pool=10_330),
+        ]
         block = tables.cost(Results(cells))
-        assert len([row for row in lines(block) if (row["system"], row["stage"]) == ("conlst", "calibrate")]) == 2
-        row = row_of(block, system="joint", stage="calibrate")
-        assert (row["languages"], row["runs"], row["pool"]) == ("3", "1", "7,470")
+        assert [(row["stage"], row["pool"], row["runs"], row["seconds"]) for row in lines(block)] == [
+            ("calibrate", "2,490", "2", "74 (73 to 75)"),
+            ("calibrate", "10,330", "1", "300"),
+            ("selftrain", "2,490", "1", "1,000"),
+        ]
+
+    def test_stage_0_is_one_run_a_seed_whatever_the_machine(self) -> None:
+        other = {"cores": 8, "threads": 8, "model": "other"}
+        cells = [
+            cell("zero-shot", "sw", 13, 120),
+            cell("zero-shot", "fr", 13, 140, machine=other),
+            cell("zero-shot", "sw", 14, 120),
+        ]
+        block = tables.cost(Results(cells))
+        row = row_of(block, stage="stage 0, plain")
+        assert (row["runs"], row["seconds"], row["pool"]) == ("2", "900 (900 to 900)", "–")
+        assert r"other with 8 cores, threads 8, jobs 1 (1 cell); x86\_64 with 4 cores, threads 2, jobs 1 (2 cells)" in block
+
+    def test_a_joint_run_counts_once_for_its_languages(self) -> None:
+        joint: dict[str, Any] = {"languages_joint": ["fr", "sw", "ur"], "pool": 7470}
+        cells = [cell("joint", "sw", 13, 126, 120, **joint), cell("joint", "fr", 13, 126, 140, **joint)]
+        row = row_of(tables.cost(Results(cells)), stage="calibrate")
+        assert (row["pool"], row["runs"]) == ("7,470 in 3 languages", "1")
+
+    def test_a_stage_without_a_step_has_no_time_for_one(self) -> None:
+        one = cell("rebalanced", "sw", 13, 126, 120, stages=[{"name": "selftrain", "seconds": 8.0, "steps": 0}])
+        row = row_of(tables.cost(Results([one])), stage="selftrain")
+        assert (row["steps"], row["seconds"], row["seconds a step"]) == ("0", "8", "–")
 
     def test_where_the_cells_come_from(self) -> None:
         cells = [cell("conlst", "sw", 13, 126, 120), cell("conlst", "sw", 14, 126, 120, dirty=True, commit="fedcba9876543210")]
@@ -505,9 +593,10 @@ class TestBlocks:
         with pytest.raises(ConfigError, match=name):
             tables.blocks(example(), {key: value for key, value in GROUPS.items() if key != name}, ["sw"])
 
-    def test_there_is_one_method(self) -> None:
-        with pytest.raises(ConfigError, match="one system, not 2: conlst, conl"):
-            tables.blocks(example(), GROUPS | {"method": ["conlst", "conl"]}, ["sw"])
+    @pytest.mark.parametrize("name", ["method", "base"])
+    def test_there_is_one_method_and_one_base(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=f"'{name}' is one system, not 2: conlst, conl"):
+            tables.blocks(example(), GROUPS | {name: ["conlst", "conl"]}, ["sw"])
 
 
 def words(path: Path) -> str:

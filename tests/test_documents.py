@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from conlst.bench.cell import read_cells
+from conlst.bench.matrix import read_matrix
+from conlst.bench.tables import blocks, fill
 from conlst.cli import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +16,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # a command in a block by itself, or within a line
 COMMAND = re.compile(r"(?:^ {4}|`)(conlst [a-z][^`\n]*)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!http)([^)#\s]+)[^)]*\)")
+REFILL = "conlst bench xnli --matrix benchmarks/xnli.yaml --tables-only --document docs/results.md"
 TARGET = re.compile(r"`make ([a-z-]+)`|^ {4}make ([a-z-]+)", re.MULTILINE)
 
 
@@ -54,3 +58,13 @@ def test_makes_targets_are_there() -> None:
     named = {name for path in DOCUMENTS for names in TARGET.findall(path.read_text()) for name in names if name}
     assert named
     assert named <= targets
+
+
+def test_the_tables_of_the_results_are_those_of_the_cells() -> None:
+    options = _parser().parse_args(words(REFILL))
+    matrix = read_matrix(ROOT / options.matrix)
+    page = (ROOT / options.document).read_text(encoding="utf-8")
+    tables = blocks(read_cells(ROOT / options.out), matrix.groups, matrix.development)
+    if fill(page, tables) != page:
+        stale = ", ".join(name for name, table in tables.items() if table.strip() not in page)
+        pytest.fail(f"{options.document} is not what {options.out} gives ({stale}); run .venv/bin/{REFILL}", pytrace=False)

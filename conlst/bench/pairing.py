@@ -7,6 +7,7 @@ from statistics import stdev
 from typing import Any, Literal, NamedTuple
 
 from conlst.bench.cell import PLAIN, Cell
+from conlst.contract.config import Config
 from conlst.contract.errors import ConfigError, DataError
 
 Series = dict[str, dict[int, float]]
@@ -18,6 +19,7 @@ Adapted = Literal["inductive", "transductive"]
 _SAME_ACCURACY = 0.001
 # differences of accuracies that are equal by count can miss 0 by rounding
 _ROUNDING = 1e-9
+_DEFAULTS: dict[str, Any] = Config(name="defaults").to_dict()
 
 
 class Summary(NamedTuple):
@@ -46,15 +48,15 @@ def group(groups: Mapping[str, Sequence[str]], name: str) -> Sequence[str]:
     return groups[name]
 
 
-def method_of(groups: Mapping[str, Sequence[str]]) -> str:
-    """The one system that the others are held against.
+def single(groups: Mapping[str, Sequence[str]], name: str) -> str:
+    """The one system of a group.
 
     Raises:
-        ConfigError: if the group ``method`` is missing or not one system.
+        ConfigError: if the group is missing or not one system.
     """
-    systems = group(groups, "method")
+    systems = group(groups, name)
     if len(systems) != 1:
-        raise ConfigError(f"the group 'method' is one system, not {len(systems)}: {', '.join(systems)}")
+        raise ConfigError(f"the group {name!r} is one system, not {len(systems)}: {', '.join(systems)}")
     return systems[0]
 
 
@@ -161,8 +163,11 @@ def _stage_0(cell: Cell) -> tuple[str, str, str, int]:
 
 
 def _settings(cell: Cell) -> dict[str, Any]:
-    """Only of the stages that ran: settings of others may have changed between two runs and decide nothing."""
-    ran = {stage.name: cell.config.get(stage.name) or {} for stage in cell.stages}
+    """Only of the stages that ran: settings of others may have changed between two runs and decide nothing.
+
+    A setting that a cell is too old to have is at its default, with which a new option changes nothing.
+    """
+    ran = {stage.name: _DEFAULTS.get(stage.name, {}) | (cell.config.get(stage.name) or {}) for stage in cell.stages}
     return {f"{name}.{key}": value for name, section in ran.items() for key, value in section.items()}
 
 

@@ -5,7 +5,8 @@ names of groups to names of systems:
 
 * ``method``: the one system that the others are held against;
 * ``deciding``: the rows of the main table, in this order; ``rivals``: those that the method must beat;
-* ``ablations``: the method with a part changed;
+* ``ablations``: the method without a part;
+* ``base`` and ``variants``, if changes were tried on another system than the method: that one, and it with a part changed;
 * ``calibration``: the systems whose confidence is looked at (table 4, figures 3 to 5 of the paper).
 """
 
@@ -15,9 +16,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from statistics import median
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
-from conlst.bench.cell import Cell, Stage
+from conlst.bench.cell import Cell
+from conlst.bench.matrix import SOURCE_LANGUAGE
 from conlst.bench.pairing import (
     Adapted,
     Results,
@@ -25,9 +27,9 @@ from conlst.bench.pairing import (
     Summary,
     difference,
     group,
-    method_of,
     over_languages,
     series,
+    single,
     summary,
     worse,
 )
@@ -38,6 +40,15 @@ _NO_CELLS = "No cells yet."
 _COVERAGE = (20, 50)
 _STAGE_0 = "source"
 _MARKER = re.compile(r"<!-- (?:bench:([\w-]+)|/bench) -->")
+
+
+class _Run(NamedTuple):
+    """What tells the trainings of a stage apart: cells that agree in all of it share one, for no two take the same seconds."""
+
+    languages: tuple[str, ...]
+    seed: int
+    steps: int
+    seconds: float
 
 
 def blocks(cells: Iterable[Cell], groups: Mapping[str, Sequence[str]], development: Sequence[str]) -> dict[str, str]:
@@ -133,7 +144,7 @@ def rows(results: Results, development: Sequence[str]) -> str:
 def main(results: Results, groups: Mapping[str, Sequence[str]], development: Sequence[str]) -> str:
     """The deciding systems on the test pairs of all languages, inductive and transductive apart."""
     parts = [f"**{protocol.capitalize()}**\n\n{_main(results, groups, development, protocol)}" for protocol in get_args(Adapted)]
-    described = _described(results, [method_of(groups), *group(groups, "deciding"), *group(groups, "rivals")])
+    described = _described(results, [single(groups, "method"), *group(groups, "deciding"), *group(groups, "rivals")])
     return "\n\n".join([*parts, *(["\n".join(described)] if described else [])])
 
 
@@ -170,71 +181,85 @@ def table4(results: Results, groups: Mapping[str, Sequence[str]]) -> str:
 
 
 def ablations(results: Results, groups: Mapping[str, Sequence[str]]) -> str:
-    """What changing a part does, against the full method on the same language, seed, split and protocol."""
-    full = method_of(groups)
-    described = _descriptions(results)
-    table, unmatched = [], list(group(groups, "ablations"))
-    for tested in sorted({cell.tested for cell in results.cells}):
-        for protocol in get_args(Adapted):
-            base = series(results.of(full, protocol, tested), _accuracy)
-            for system in group(groups, "ablations"):
-                changed = series(results.of(system, protocol, tested), _accuracy)
-                change = difference(changed, base)
-                if not change:
-                    continue
-                values = _flat(change)
-                unmatched = [name for name in unmatched if name != system]
-                table.append(
-                    [
-                        *(tested, protocol, _text(system), described[system], ", ".join(sorted(change))),
-                        *(
-                            f"{100 * math.fsum(shares) / len(shares):.2f}"
-                            for shares in (_flat(base, change), _flat(changed, change))
-                        ),
-                        _gain(summary(values)),
-                        f"{sum(value < 0 for value in values)} of {len(values)}",
-                    ]
-                )
-    missing = f"Without a cell to compare yet: {', '.join(map(_text, unmatched))}." if unmatched else ""
-    head = ["tested on", "protocol", "system", "what it is", "languages", "full method", "changed", "change", "lower in"]
-    note = (
-        f"Against {_text(full)} on the same language, seed, split and protocol; in brackets the number of such pairs of cells, ±"
-        " the standard deviation over them. A change below zero means that the part helps. The accuracies are means over these"
-        " cells alone."
-    )
-    shown = [cell for cell in results.cells if cell.system in (full, *group(groups, "ablations"))]
-    return _table(head, table, 5, [note, _standard_errors(shown), missing])
+    """What changing a part does, to the method and to the base if there is one, each row against its own of the two."""
+    parts = [_changes(results, single(groups, "method"), group(groups, "ablations"))]
+    if {"base", "variants"} & groups.keys():
+        parts.append(_changes(results, single(groups, "base"), group(groups, "variants")))
+    return "\n\n".join(parts)
 
 
 def cost(results: Results) -> str:
-    """Seconds of each stage and the machine, and which code the cells come from."""
-    taken: dict[tuple[str, ...], dict[Any, Stage]] = defaultdict(dict)
+    """Steps and seconds of each stage, the machines, and which code the cells come from."""
+    runs: dict[tuple[bool, str, int, int], set[_Run]] = defaultdict(set)
     for cell in results.cells:
-        machine = f"{_text(cell.machine.model)}, {cell.machine.cores} cores, {cell.machine.threads} threads"
-        served = cell.languages_joint or (cell.language,)
+        joint = cell.languages_joint or ()
         for stage in cell.stages:
+            row, languages = (True, stage.name, cell.pool, len(joint)), joint or (cell.language,)
             if stage.name == _STAGE_0:
-                # all the cells that started from a model report the one training of it
-                taken[_text(cell.started_from), "stage 0", machine, _NOTHING, "all"][cell.seed] = stage
-            else:
-                key = (_text(cell.system), _text(stage.name), machine, f"{cell.pool:,}", f"{len(served)}")
-                # measured on two splits it is two cells, but one run
-                taken[key][served, cell.seed] = stage
+                # all the cells that started from a model report the one training of it, whatever their language
+                row, languages = (False, f"stage 0, {cell.started_from}", 0, 0), (SOURCE_LANGUAGE,)
+            runs[row].add(_Run(languages, cell.seed, stage.steps, stage.seconds))
     table = [
         [
-            *(*key, f"{len(stages)}"),
-            f"{median(stage.steps for stage in stages.values()):,.0f}",
-            f"{median(stage.seconds for stage in stages.values()):,.1f}",
+            _text(name),
+            (f"{pool:,}" if pool else _NOTHING) + (f" in {joint} languages" if joint else ""),
+            f"{len(found)}",
+            _median_and_range([run.steps for run in found], ",.0f"),
+            _median_and_range([run.seconds for run in found], ",.0f"),
+            _median_and_range([run.seconds / run.steps for run in found if run.steps], ".1f"),
         ]
-        for key, stages in taken.items()
+        for (_, name, pool, joint), found in sorted(runs.items())
     ]
-    head = ["system", "stage", "machine", "pool", "languages", "runs", "steps", "seconds"]
-    note = "Steps and seconds are medians over the runs; languages: how many a run serves."
-    return _table(head, table, 3, [note, _provenance(results.cells)])
+    note = (
+        "A run that several cells share, of one system or of many, counts once. Medians over the runs of all systems, with the"
+        " least and the most in brackets; what a system took stands in the table of the development languages."
+    )
+    head = ["stage", "pool", "runs", "steps", "seconds", "seconds a step"]
+    return _table(head, table, 1, [note, _machines(results.cells), _provenance(results.cells)])
+
+
+def _changes(results: Results, base: str, systems: Sequence[str]) -> str:
+    """Each system against ``base`` on the same language, seed, split and protocol."""
+    described = _descriptions(results)
+    table, compared, unmatched = [], [], list(systems)
+    for tested in sorted({cell.tested for cell in results.cells}):
+        for protocol in get_args(Adapted):
+            bases = {(cell.language, cell.seed): cell for cell in results.of(base, protocol, tested)}
+            for system in systems:
+                cells = results.of(system, protocol, tested)
+                pairs = [(cell, bases[place]) for cell in cells if (place := (cell.language, cell.seed)) in bases]
+                if not pairs:
+                    continue
+                compared += pairs
+                unmatched = [name for name in unmatched if name != system]
+                changes = [cell.accuracy - before.accuracy for cell, before in pairs]
+                table.append(
+                    [
+                        *(tested, protocol, _text(system), described[system]),
+                        ", ".join(dict.fromkeys(cell.language for cell, _ in pairs)),
+                        *(
+                            f"{100 * math.fsum(cell.accuracy for cell in side) / len(side):.2f}"
+                            for side in zip(*pairs, strict=True)
+                        ),
+                        _gain(summary(changes)),
+                        f"{sum(change < 0 for change in changes)} of {len(changes)}",
+                    ]
+                )
+    name = _text(base)
+    head = ["tested on", "protocol", "system", "what it is", "languages", "accuracy", f"{name} there", "change", "lower in"]
+    note = (
+        f"Change: the accuracy of the row's system minus that of {name}, in points, whether the system takes a part of {name}"
+        f" away, adds one or exchanges one. Above zero the row's system is the better one, below zero {name} is. Both have the"
+        " same language, seed, split and protocol; in brackets the number of such pairs of cells, ± the standard deviation over"
+        " them; the accuracies are means over these cells alone."
+    )
+    missing = f"Without a cell to compare yet: {', '.join(map(_text, unmatched))}." if unmatched else ""
+    changed = _table(head, table, 5, [note, _standard_errors_of_changes(compared), missing])
+    return f"**Changes of {name}**\n\n{changed}"
 
 
 def _main(results: Results, groups: Mapping[str, Sequence[str]], development: Sequence[str], protocol: Adapted) -> str:
-    systems, method = group(groups, "deciding"), method_of(groups)
+    systems, method = group(groups, "deciding"), single(groups, "method")
     cells = {system: results.of(system, protocol, "test") for system in {*systems, method, *group(groups, "rivals")}}
     shown = [cell for found in cells.values() for cell in found]
     if not any(cell.adapted for cell in shown):
@@ -266,6 +291,9 @@ def _main(results: Results, groups: Mapping[str, Sequence[str]], development: Se
     for rival, gains in over_rivals.items():
         name = f"gain of {_text(method)} over {_text(rival)}" + (", the best rival" if rival == best else "")
         table.append(line(name, "", gains, _gain, gain=True))
+    for ablation in (name for name in group(groups, "ablations") if name in systems and name not in over_rivals):
+        gains = difference(series(cells[method], _accuracy), series(cells[ablation], _accuracy))
+        table.append(line(f"gain of {_text(method)} over {_text(ablation)}, an ablation of it", "", gains, _gain, gain=True))
     marked = [f"{language}*" if language in development else language for language in languages]
     note = (
         "Accuracy in % on the test pairs and gains in points, ± the standard deviation over seeds, their number in brackets."
@@ -292,8 +320,7 @@ def _standard_errors(cells: Sequence[Cell]) -> str:
     """How far chance alone moves an accuracy, and a difference of two models on the same pairs, by number of pairs."""
     sentences = []
     for n, some in sorted(_grouped(cells, lambda cell: cell.n).items()):
-        share = math.fsum(cell.accuracy for cell in some) / len(some)
-        sentence = f"One standard error at {n:,} pairs is {100 * math.sqrt(share * (1 - share) / n):.2f} points for an accuracy"
+        sentence = _standard_error(n, [cell.accuracy for cell in some])
         if errors := [_paired_error(cell.comparison) for cell in some if cell.comparison is not None]:
             sentence += (
                 f" and {100 * median(errors):.2f} points for a gain over zero-shot, from the pairs that changed sides as in"
@@ -303,10 +330,52 @@ def _standard_errors(cells: Sequence[Cell]) -> str:
     return " ".join(sentences)
 
 
+def _standard_errors_of_changes(pairs: Sequence[tuple[Cell, Cell]]) -> str:
+    """How far chance alone moves an accuracy of these cells and a difference within a pair of them, by number of tested pairs."""
+    sentences = []
+    for n in sorted({cell.n for cell, _ in pairs}):
+        some = [pair for pair in pairs if pair[0].n == n]
+        sentence = _standard_error(n, [cell.accuracy for pair in some for cell in pair])
+        # cells do not hold which pairs changed sides between two adapted systems, only between each and where it started
+        errors = [
+            math.hypot(_paired_error(one.comparison), _paired_error(other.comparison))
+            for one, other in some
+            if one.comparison is not None and other.comparison is not None and one.started_from == other.started_from
+        ]
+        if errors:
+            sentence += (
+                f" and at most about {100 * median(errors):.2f} points for the change in one language and seed"
+                f" ({'one change' if len(errors) == 1 else f'median of {len(errors)} changes'})"
+            )
+        sentences.append(sentence + ".")
+    if any("change" in sentence for sentence in sentences):
+        sentences.append(
+            "That takes the gains of the two systems over their one zero-shot model as independent; as a rule they go together,"
+            " and the error of their difference is smaller."
+        )
+    return " ".join(sentences)
+
+
+def _standard_error(n: int, accuracies: Sequence[float]) -> str:
+    share = math.fsum(accuracies) / len(accuracies)
+    return f"One standard error at {n:,} pairs is {100 * math.sqrt(share * (1 - share) / n):.2f} points for an accuracy"
+
+
 def _paired_error(comparison: Mapping[str, Any]) -> float:
     """Standard error of a difference of two shares of the same ``n`` pairs, from the pairs that changed sides."""
     n, lost, won = comparison["n"], comparison["mcnemar"]["only_before"], comparison["mcnemar"]["only_after"]
     return math.sqrt(lost + won - (won - lost) ** 2 / n) / n
+
+
+def _machines(cells: Sequence[Cell]) -> str:
+    if not cells:
+        return ""
+    machines = Counter(
+        f"{_text(cell.machine.model)} with {cell.machine.cores} cores, threads {cell.machine.threads}, jobs {cell.machine.jobs}"
+        for cell in cells
+    )
+    listed = "; ".join(f"{machine} ({count} cell{'s' if count > 1 else ''})" for machine, count in sorted(machines.items()))
+    return f"Times compare on one machine and by equal threads and jobs only: {listed}."
 
 
 def _provenance(cells: Sequence[Cell]) -> str:
@@ -357,11 +426,6 @@ def _summary_of(cells: Iterable[Cell], value: Callable[[Cell], float | None]) ->
     return summary([number for cell in cells if (number := value(cell)) is not None])
 
 
-def _flat(table: Series, like: Series | None = None) -> list[float]:
-    """The values of all languages and seeds; with ``like``, of those that it has."""
-    return [table[language][seed] for language, seeds in (table if like is None else like).items() for seed in seeds]
-
-
 def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[Any, list[Cell]]:
     found: dict[Any, list[Cell]] = defaultdict(list)
     for cell in sorted(cells, key=key):
@@ -378,6 +442,13 @@ def _gain(found: Summary | None) -> str:
         return _NOTHING
     # the z keeps a loss too small to show from being written as -0
     return f"{100 * found.mean:+z.2f}{_deviation(found)} ({found.n})".replace("-", "−")
+
+
+def _median_and_range(values: Sequence[float], form: str) -> str:
+    if not values:
+        return _NOTHING
+    middle = f"{median(values):{form}}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):{form}} to {max(values):{form}})"
 
 
 def _deviation(found: Summary) -> str:

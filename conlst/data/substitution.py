@@ -1,16 +1,15 @@
-"""Copies of labelled pairs whose words are replaced: by synonyms, or by words of other languages."""
+"""Copies of labelled pairs whose words are replaced by synonyms."""
 
 import logging
 import random
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
-from conlst.contract.errors import ConfigError, DataError
+from conlst.contract.errors import DataError
 
 # lower-case word, in NFC, to what may stand in its place
 Lexicon = Mapping[str, tuple[str, ...]]
@@ -24,20 +23,25 @@ WORD = re.compile(rf"{_LETTERS}(?:['’‐-]{_LETTERS})*")
 _log = logging.getLogger(__name__)
 
 
-def substitute(text: str, lexicon: Lexicon, rate: float, generator: random.Random) -> str:
-    """Replace each word that the lexicon has with probability ``rate``, by a uniform draw from its candidates.
+def substitute(text: str, lexicon: Lexicon, generator: random.Random) -> str:
+    """Replace each word that the lexicon has by a uniform draw from its candidates.
 
     All else stays as it is. A candidate gets the word's capitals: of all letters, or of the first. Text without spaces between
     its words is one long word here and hardly ever in a lexicon.
     """
 
-    def draw(word: str) -> str | None:
-        candidates = lexicon.get(word)
-        if candidates is None or generator.random() >= rate:
-            return None
-        return _one_of(candidates, generator)
+    def replacement(match: re.Match[str]) -> str:
+        word = match[0]
+        lower = word.lower()
+        candidates = lexicon.get(lower)
+        if candidates is None:
+            return word
+        # three times as fast as choice()
+        drawn = candidates[int(generator.random() * len(candidates))]
+        # the very word drawn again keeps even capitals within it
+        return word if drawn == lower else _in_capitals_of(word, drawn)
 
-    return _replace(text, draw)
+    return WORD.sub(replacement, text)
 
 
 def synonym_copies(pairs: Dataset, lexicon: Lexicon, copies: int, seed: int) -> Dataset:
@@ -56,70 +60,16 @@ def synonym_copies(pairs: Dataset, lexicon: Lexicon, copies: int, seed: int) -> 
     generator = random.Random(seed)
     with_itself = {word: (word, *neighbours) for word, neighbours in lexicon.items()}
     made = [
-        _copy(pairs, f"~synonyms{number}", lambda text: substitute(text, with_itself, 1.0, generator))
+        _copy(pairs, f"~synonyms{number}", lambda text: substitute(text, with_itself, generator))
         for number in range(1, copies + 1)
     ]
     return concatenate_datasets(made)
-
-
-def code_switched(pairs: Dataset, lexicons: Mapping[str, Lexicon], rates: Mapping[str, float], seed: int) -> Dataset:
-    """A copy of each pair with some words in other languages, as in CoSDA-ML (Qin et al., 2020).
-
-    Each word is sent to language ``l`` with probability ``rates[l]``, and stays if that language's lexicon lacks it or it is sent
-    to none. With one language this is :func:`substitute`; with several, a sentence mixes them.
-
-    Args:
-        lexicons: from the pairs' language, by language.
-        rates: by the same languages; at most 1 in sum.
-
-    Returns:
-        The copies in the pairs' order, with their labels and language; ids end in ``~switched``.
-
-    Raises:
-        ConfigError: if the languages of the two differ, or the rates are no probabilities.
-        DataError: if no word of the pairs was replaced.
-    """
-    if lexicons.keys() != rates.keys():
-        raise ConfigError(f"code-switching has lexicons for {sorted(lexicons)} and rates for {sorted(rates)}; give both for each")
-    if not lexicons or min(rates.values()) < 0 or not 0 < sum(rates.values()) <= 1 + 1e-9:
-        raise ConfigError(f"the rates of code-switching {dict(rates)} must be from 0 to 1, and more than 0 and at most 1 in sum")
-    generator = random.Random(seed)
-    languages = sorted(lexicons)
-    bars = list(accumulate(rates[language] for language in languages))
-
-    def draw(word: str) -> str | None:
-        sent = generator.random()
-        for language, bar in zip(languages, bars, strict=True):
-            if sent < bar:
-                candidates = lexicons[language].get(word)
-                return None if candidates is None else _one_of(candidates, generator)
-        return None
-
-    return _copy(pairs, "~switched", lambda text: _replace(text, draw))
-
-
-def _replace(text: str, draw: Callable[[str], str | None]) -> str:
-    """The text with every word for which ``draw``, asked in lower case, gives another one."""
-
-    def replacement(match: re.Match[str]) -> str:
-        word = match[0]
-        lower = word.lower()
-        drawn = draw(lower)
-        # the very word drawn again keeps even capitals within it
-        return word if drawn is None or drawn == lower else _in_capitals_of(word, drawn)
-
-    return WORD.sub(replacement, text)
 
 
 def _in_capitals_of(word: str, candidate: str) -> str:
     if len(word) > 1 and word.isupper():
         return candidate.upper()
     return candidate[0].upper() + candidate[1:] if word[0].isupper() else candidate
-
-
-def _one_of(candidates: tuple[str, ...], generator: random.Random) -> str:
-    # three times as fast as choice()
-    return candidates[int(generator.random() * len(candidates))]
 
 
 def _copy(pairs: Dataset, suffix: str, change: Callable[[str], str]) -> Dataset:
