@@ -22,7 +22,7 @@ from serving.metrics import Metrics
 from serving.models import Served
 from serving.question import Question, read_question, read_zero_shot
 from serving.scheduler import Logits, Scheduler
-from serving.schema import Answer, ModelName, PairErrorDetail, Prediction, RefusedPair, Result, Source, ZeroShotAnswer
+from serving.schema import Answer, ModelName, Prediction, Refused, RefusedDetail, Result, Source, ZeroShotAnswer
 from serving.settings import Settings
 from serving.zero_shot import ranked, scores
 
@@ -68,16 +68,19 @@ class Answers:
         texts = {index: pair for index, pair in enumerate(pairs) if index not in problems.found}
         choices = await self._choose(texts, question.language, "pair", problems, timing)
         asked = _Asked("pair", range(len(pairs)), question.truncate, problems)
-        logits, cut = await self._logits(pairs, asked, choices, deadline, timing)
+        logits, long = await self._logits(pairs, asked, choices, deadline, timing)
+        cut = long | question.cut
         answered = {index: choice for index, choice in choices.items() if index not in problems.found}
         probabilities = np.empty(logits.shape, np.float64)
         for served, places in _by_model(answered):
             probabilities[places] = served.predictor.probabilities(logits[places])
-            self._drift.observe(served, probabilities[places])
-        predictions: list[Prediction | RefusedPair] = []
+            # the evaluation that they are compared with was of the model's own language
+            own = [place for place in places if answered[place].source != "fallback"]
+            self._drift.observe(served, probabilities[own])
+        predictions: list[Prediction | Refused] = []
         for index in range(len(pairs)):
             if problem := problems.found.get(index):
-                predictions.append(RefusedPair(error=PairErrorDetail(type=problem.kind, message=problem.message)))
+                predictions.append(_refused(problem))
                 continue
             told = _prediction(answered[index], probabilities[index], index in cut)
             if question.logits:
@@ -93,21 +96,26 @@ class Answers:
         """Answer POST /zero-shot.
 
         Raises:
-            ApiError: for the request as a whole, or for a bad text.
+            ApiError: for the request as a whole, or for a bad text unless a partial answer will do.
         """
         question = read_zero_shot(body, self._settings)
-        count, width, problems, timing = len(question.texts), len(question.labels), Problems(), Timing()
-        texts = {index: (text,) for index, text in enumerate(question.texts)}
+        count, width, problems, timing = len(question.texts), len(question.labels), question.problems, Timing()
+        texts = {index: (text,) for index, text in enumerate(question.texts) if index not in problems.found}
         choices = await self._choose(texts, question.language, "text", problems, timing)
         pairs = [(text, hypothesis) for text in question.texts for hypothesis in question.hypotheses]
         asked = _Asked("text", [index // width for index in range(len(pairs))], question.truncate, problems)
-        logits, cut = await self._logits(pairs, asked, choices, deadline, timing)
-        results = []
+        logits, long = await self._logits(pairs, asked, choices, deadline, timing)
+        cut = long | question.cut
+        answered = {index: choice for index, choice in choices.items() if index not in problems.found}
+        results: list[Result | Refused] = []
         for index, row in enumerate(scores(logits.reshape(count, width, len(NAMES)), question.multi_label)):
+            if problem := problems.found.get(index):
+                results.append(_refused(problem))
+                continue
             labels, falling = ranked(question.labels, row)
-            results.append(Result(labels=labels, scores=falling, language=choices[index].language, truncated=index in cut))
-        answer = ZeroShotAnswer(results=results, **_about(list(choices.values()), question.language))
-        return self._response(answer, choices, timing, None)
+            results.append(Result(labels=labels, scores=falling, language=answered[index].language, truncated=index in cut))
+        answer = ZeroShotAnswer(results=results, **_about(list(answered.values()), question.language))
+        return self._response(answer, answered, timing, None)
 
     async def _choose(
         self, texts: Mapping[int, Sequence[str]], language: str | None, kind: str, problems: Problems, timing: Timing
@@ -122,7 +130,7 @@ class Answers:
     async def _logits(
         self, pairs: Sequence[Pair], asked: _Asked, choices: Mapping[int, Choice], deadline: float, timing: Timing
     ) -> tuple[Logits, set[int]]:
-        """``[n, 3]``, without meaning for the pairs of refused items, and the items that were cut."""
+        """``[n, 3]``, without meaning for the pairs of refused items, and the items that are too long for their models."""
         models = {place: choices[item].served for place, item in enumerate(asked.items) if item in choices}
         parts = await encode(self._scheduler, pairs, models, deadline, timing)
         long = {asked.items[place]: (tokens, part.served) for part in parts for place, tokens in part.long.items()}
@@ -160,7 +168,7 @@ def name_of(served: Served) -> ModelName:
 
 
 def _about(answered: Sequence[Choice], language: str | None) -> dict[str, Any]:
-    """What an answer tells of its models and languages. ``answered`` is empty if every pair was refused."""
+    """What an answer tells of its models and languages. ``answered`` is empty if everything was refused."""
     models = {choice.language: name_of(choice.served) for choice in answered}
     source: Source = "detected" if language is None else "given"
     if any(choice.source == "fallback" for choice in answered):
@@ -179,6 +187,10 @@ def _by_model(answered: Mapping[int, Choice]) -> Iterable[tuple[Served, list[int
 def _prediction(choice: Choice, probabilities: Probabilities, truncated: bool) -> Prediction:
     label = NAMES[int(probabilities.argmax())]
     return Prediction(label=label, probabilities=_by_label(probabilities), language=choice.language, truncated=truncated)
+
+
+def _refused(problem: ApiError) -> Refused:
+    return Refused(error=RefusedDetail(type=problem.kind, message=problem.message))
 
 
 def _by_label(values: Probabilities | Logits) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Which model answers a text: that of the language that was given or found, or else the fallback's."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -65,13 +65,12 @@ class Chooser:
         return {index: self._detected(own, f"{kind} {index}", index) for index, own in zip(texts, found, strict=True)}
 
     def _given(self, language: str) -> Choice:
-        if language not in self._catalogue.languages and self._fallback:
-            return Choice(self._catalogue.model_for(self._fallback), self._known(language), "fallback")
-        return Choice(self._catalogue.model_for(language), language, "given")
-
-    def _known(self, language: str) -> str:
-        known = {code.lower(): code for code in (*self._detector.languages, *self._catalogue.languages)}
-        return known.get(language.lower(), UNDETERMINED)
+        own = _look_up(language, self._catalogue.languages)
+        if own is None and self._fallback:
+            known = _look_up(language, self._detector.languages) or UNDETERMINED
+            return Choice(self._catalogue.model_for(self._fallback), known, "fallback")
+        own = own or language
+        return Choice(self._catalogue.model_for(own), own, "given")
 
     def _detected(self, own: str | None, name: str, index: int) -> Choice | ApiError:
         if own is not None and own in self._catalogue.languages:
@@ -93,3 +92,21 @@ class Chooser:
             return await loop.run_in_executor(self._executor, lambda: [self._detector.language(each, served) for each in texts])
         finally:
             self._inside -= 1
+
+
+def _look_up(tag: str, languages: Collection[str]) -> str | None:
+    """The one of ``languages`` that a tag means, for example ``sw`` for ``sw-KE`` or ``SW``; ``None`` if it means another.
+
+    By the lookup of RFC 4647: in any case of letters, and a tag that is not among them loses its last subtag until it is.
+    """
+    if tag in languages:
+        return tag
+    known = {_folded(language): language for language in languages}
+    subtags = _folded(tag).split("-")
+    shorter = ("-".join(subtags[:count]) for count in range(len(subtags), 0, -1))
+    return next((known[each] for each in shorter if each in known), None)
+
+
+def _folded(tag: str) -> str:
+    # locales, which some callers send, are written sw_KE
+    return tag.lower().replace("_", "-")

@@ -4,7 +4,7 @@ With py3langid (Barbaresi's continuation of Lui and Baldwin, "langid.py", 2012):
 package, is read without pickle and needs numpy alone.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -17,6 +17,13 @@ _CHARACTERS = 500
 _SERVED = 3.0
 # digits and names reach less; of short XNLI hypotheses 0.6 % do
 _LEAST = 0.2
+# one to three words reach less as well, and are then only asked which of the served languages they are in: one with so many times
+# the share of the next. Among 15 languages 36 % of such beginnings of XNLI hypotheses have one, which is wrong for 8 % of them
+# (with 2: 49 % and 13 %)
+_LEAD = 3.0
+# and with so many times what a text that tells nothing gives to each. With Swahili alone served, 73 % of its beginnings are found
+# and 9 % of those in 14 other languages are taken for it (with 1: 85 % and 24 %)
+_ABOVE_EVEN = 2.0
 _NO_LANGUAGE = "zxx"
 
 
@@ -36,8 +43,22 @@ class Detector:
         """ISO 639 code of the language of texts that belong together, ``None`` if it cannot be told.
 
         Args:
-            served: languages that are expected more than others.
+            served: languages that are expected more than others. A text too short to be told among all that there are is in one
+                of these if it speaks for that one clearly more than for the rest of them.
         """
-        shares = self._identifier.rank("\n".join(text[:_CHARACTERS] for text in texts))
-        language, share = max(shares, key=lambda found: found[1] * (_SERVED if found[0] in served else 1.0))
-        return None if share < _LEAST or language == _NO_LANGUAGE else language
+        shares = dict(self._identifier.rank("\n".join(text[:_CHARACTERS] for text in texts)))
+        language = max(shares, key=lambda code: shares[code] * (_SERVED if code in served else 1.0))
+        if language == _NO_LANGUAGE:
+            return None
+        if shares[language] >= _LEAST:
+            return language
+        return _leader({code: shares[code] for code in served if code in shares}, 1 / len(shares))
+
+
+def _leader(shares: Mapping[str, float], even: float) -> str | None:
+    """The language that clearly leads the others, if it also has clearly more than ``even``, which texts without a word give."""
+    ranking = sorted(shares, key=lambda code: shares[code], reverse=True)
+    if not ranking or shares[ranking[0]] < _ABOVE_EVEN * even:
+        return None
+    second = shares[ranking[1]] if len(ranking) > 1 else 0.0
+    return ranking[0] if shares[ranking[0]] >= _LEAD * second else None

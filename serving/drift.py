@@ -84,7 +84,9 @@ class Drift(Collector):
         self._lock = Lock()
 
     def observe(self, served: Served, probabilities: NDArray[np.floating[Any]]) -> None:
-        """Count the answers ``[n, 3]`` of a model, unless another took its place while it answered. Takes microseconds.
+        """Count a model's answers ``[n, 3]``, n from 0, unless another took its place while it answered. Takes microseconds.
+
+        Those to texts in other languages, where it is the fallback, are no matter of its evaluation: leave them out.
 
         Raises:
             ApiError: if there is no model of its language.

@@ -7,7 +7,7 @@ one bad item of a batch fail its neighbours.
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from serving.detection import Detector
 from serving.drift import Drift
 from serving.errors import ApiError
 from serving.feedback import Feedback
-from serving.keys import open_keys
+from serving.keys import Keys, open_keys
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.middleware import BodyLimit, Observed
 from serving.models import Catalogue, Refusal, Served
@@ -63,8 +63,9 @@ def create_app(parts: Parts) -> ASGIApp:
     Raises:
         ConfigError: if it was not chosen who may ask, or the keys cannot be read.
     """
-    metrics = Metrics(parts.scheduler, parts.catalogue, parts.feedback, parts.drift, parts.watcher)
-    api = _Api(parts, metrics)
+    keys = open_keys(parts.settings)
+    metrics = Metrics(parts.scheduler, parts.catalogue, parts.feedback, parts.drift, parts.watcher, keys)
+    api = _Api(parts, metrics, keys)
     routes = [
         Route("/predict", api.guarded(api.predict), methods=["POST"]),
         Route("/zero-shot", api.guarded(api.zero_shot), methods=["POST"]),
@@ -89,12 +90,13 @@ def create_app(parts: Parts) -> ASGIApp:
 
 
 class _Api:
-    def __init__(self, parts: Parts, metrics: Metrics) -> None:
+    def __init__(self, parts: Parts, metrics: Metrics, keys: Keys | None) -> None:
         self._settings = parts.settings
         self._catalogue = parts.catalogue
         self._drift = parts.drift
+        self._watcher = parts.watcher
         self._metrics = metrics
-        self._keys = open_keys(parts.settings)
+        self._keys = keys
         self._scheduler = parts.scheduler
         chooser = Chooser(parts.settings, parts.catalogue, parts.detector)
         self._answers = Answers(parts.settings, parts.scheduler, chooser, parts.feedback, parts.drift, metrics)
@@ -107,7 +109,10 @@ class _Api:
             return endpoint
 
         async def with_key(request: Request) -> Response:
-            keys.admit(request.headers.get("authorization", ""))
+            name = keys.identify(request.headers.get("authorization", ""))
+            # before it may be refused: who asks too often has to be seen
+            request.state.caller = name
+            keys.admit(name)
             return await endpoint(request)
 
         return with_key
@@ -131,7 +136,7 @@ class _Api:
                 ready=problem is None,
                 reason=problem,
                 fallback=self._settings.fallback or None,
-                models=[_described(served, refused.get(served.source.language)) for served in self._catalogue.all()],
+                models=[_described(served, refused, self._watcher.without_champion) for served in self._catalogue.all()],
                 refused=refused,
                 limits=limits,
             )
@@ -193,17 +198,18 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _described(served: Served, refused: RefusedModel | None) -> ServedModel:
-    predictor, gate = served.predictor, served.source.gate
+def _described(served: Served, refused: Mapping[str, RefusedModel], without_champion: Collection[str]) -> ServedModel:
+    predictor, gate, language = served.predictor, served.source.gate, served.source.language
     return ServedModel(
         **name_of(served).model_dump(),
-        language=served.source.language,
+        language=language,
         max_tokens=predictor.max_length,
         temperature=predictor.temperature,
         loaded_at=served.loaded_at,
         gate=None if gate is None else Gate(**gate),
         card=predictor.card,
-        refused=refused,
+        refused=refused.get(language),
+        without_champion=language in without_champion,
     )
 
 
@@ -228,21 +234,26 @@ def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(json.dumps(content), status, headers, "application/json")
 
 
-async def _api_error(_: Request, error: Exception) -> Response:
+async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _json(error.body(), error.status, error.headers)
+    return _error(request, error)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = _KINDS.get(error.status_code, "http_error")
-    return _json(ApiError(error.status_code, kind, error.detail).body(), error.status_code, error.headers)
+    return _error(request, ApiError(error.status_code, kind, error.detail, headers=error.headers))
 
 
-async def _disconnect(_: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _disconnect(request: Request, error: Exception) -> Response:  # noqa: ARG001
     # nobody reads this; it keeps a client that left from being counted as our failure
-    return _json(ApiError(400, "incomplete_body", "the body ended early").body(), 400)
+    return _error(request, ApiError(400, "incomplete_body", "the body ended early"))
 
 
-async def _internal_error(_: Request, error: Exception) -> Response:  # noqa: ARG001
-    return _json(ApiError(500, "internal", "the server failed; its log has the reason under this X-Request-ID").body(), 500)
+async def _internal_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return _error(request, ApiError(500, "internal", "the server failed; its log has the reason under this X-Request-ID"))
+
+
+def _error(request: Request, error: ApiError) -> Response:
+    request.state.error = error.kind
+    return _json(error.body(), error.status, error.headers)

@@ -68,7 +68,11 @@ class Keys:
     """The keys of a file, which is read again when it changes: a key is added or revoked without a restart.
 
     A name may have several keys, so that it can change its own without a gap; they share a rate. A file that becomes unusable
-    leaves the keys as they were and is told in the log: to shut everyone out, stop the server.
+    leaves the keys as they were, also one that it was to revoke, and is told in the log and the metrics: to shut everyone out,
+    stop the server.
+
+    Attributes:
+        problem: why the file as it is now cannot be used, ``None`` if it can.
     """
 
     def __init__(self, file: Path, rate_per_minute: int) -> None:
@@ -85,23 +89,35 @@ class Keys:
         self._buckets: dict[str, _Bucket] = {}
         self._seen = self._state()
         self._names = _read(file)
+        self.problem: str | None = None
 
-    def admit(self, authorization: str) -> str:
-        """The name that the value of an Authorization header belongs to.
-
-        Raises:
-            ApiError: 401 without a known key, 429 if its name asks too often.
-        """
+    def refresh(self) -> None:
+        """Read the file again if it has changed."""
         if (state := self._state()) != self._seen:
             self._seen = state
             self._reread()
+
+    def identify(self, authorization: str) -> str:
+        """The name that the value of an Authorization header belongs to.
+
+        Raises:
+            ApiError: 401 without a known key.
+        """
+        self.refresh()
         name = self._name_of(authorization)
         if name is None:
             message = "this needs an API key that the server knows: send it as Authorization: Bearer <key>"
             raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+        return name
+
+    def admit(self, name: str) -> None:
+        """Count a request of a name.
+
+        Raises:
+            ApiError: 429 if it asks too often.
+        """
         if self._rate:
             self._take(name)
-        return name
 
     def _name_of(self, authorization: str) -> str | None:
         scheme, _, key = authorization.partition(" ")
@@ -136,8 +152,10 @@ class Keys:
         try:
             self._names = _read(self._file)
         except ConfigError as error:
+            self.problem = str(error)
             log.error("the keys stay as they were: %s", error)
             return
+        self.problem = None
         self._buckets = {name: bucket for name, bucket in self._buckets.items() if name in self._names.values()}
         log.info("%d keys are known now", len(self._names))
 

@@ -11,6 +11,7 @@ from serving.choice import Choice
 from serving.compute import Timing
 from serving.drift import Drift
 from serving.feedback import Feedback
+from serving.keys import Keys
 from serving.models import Catalogue
 from serving.scheduler import Scheduler
 from serving.watch import Watcher
@@ -23,13 +24,26 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 class Metrics:
     """The counters of this process. A service has one process, which computes with many threads; pods are counted apart."""
 
-    def __init__(self, scheduler: Scheduler, catalogue: Catalogue, feedback: Feedback, drift: Drift, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        catalogue: Catalogue,
+        feedback: Feedback,
+        drift: Drift,
+        watcher: Watcher,
+        keys: Keys | None,
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         self._catalogue = catalogue
         ProcessCollector(registry=registry)
-        for collector in (_Models(catalogue, watcher), _Feedback(feedback), drift):
+        for collector in (_Models(catalogue, watcher), _Feedback(feedback), _Keys(keys), drift):
             registry.register(collector)
-        self.requests = Counter("conlst_requests", "Requests answered", ["route", "status"], registry=registry)
+        self.requests = Counter(
+            "conlst_requests",
+            "Requests answered, by the type of their error, empty without one",
+            ["route", "status", "error"],
+            registry=registry,
+        )
         self.seconds = Histogram("conlst_request_seconds", "Time to the answer", ["route"], registry=registry, buckets=_SECONDS)
         self.predictions = Counter("conlst_predictions", "Pairs answered", ["language", "label"], registry=registry)
         self._stages = Histogram(
@@ -76,6 +90,12 @@ class _Models(Collector):
         for language in self._catalogue.refusals:
             refused.add_metric([language], 1)
         yield refused
+        orphaned = GaugeMetricFamily(
+            "conlst_without_champion", "Served languages that the registry has no champion for any more", labels=["language"]
+        )
+        for language in self._watcher.without_champion:
+            orphaned.add_metric([language], 1)
+        yield orphaned
         if self._watcher.last_success is not None:
             name, help_text = "conlst_registry_last_success_timestamp_seconds", "When the registry last answered"
             yield GaugeMetricFamily(name, help_text, value=self._watcher.last_success)
@@ -94,3 +114,17 @@ class _Feedback(Collector):
         yield counts
         failing = "The last file of feedback could not be written, the log says why"
         yield GaugeMetricFamily("conlst_feedback_failing", failing, value=self._feedback.problem is not None)
+
+
+class _Keys(Collector):
+    def __init__(self, keys: Keys | None) -> None:
+        self._keys = keys
+
+    def collect(self) -> Iterable[Metric]:
+        problem = None
+        if self._keys is not None:
+            # nobody may have asked since the file changed
+            self._keys.refresh()
+            problem = self._keys.problem
+        failing = "The file of keys cannot be used, those before it stay valid, the log says why"
+        yield GaugeMetricFamily("conlst_keys_failing", failing, value=problem is not None)

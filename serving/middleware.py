@@ -47,7 +47,11 @@ class BodyLimit:
 
 
 class Observed:
-    """Gives every request its id and counts, logs and times its answer. What was asked is never logged."""
+    """Gives every request its id and counts, logs and times its answer. What was asked is never logged, nor is a key.
+
+    What only the routes know they leave in the request's state: ``caller``, the name of its key, and ``error``, the type of the
+    error that it is answered with.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
         self._app = app
@@ -63,6 +67,8 @@ class Observed:
         route = self._route(scope["path"])
         begin = time.perf_counter()
         status = 0
+        # its own, whatever the server shares between requests
+        state = scope["state"] = dict(scope.get("state", {}))
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -80,9 +86,11 @@ class Observed:
             log.exception("%s %s failed", request_id, route)
             status = status or 500
         seconds = time.perf_counter() - begin
-        self._metrics.requests.labels(route, status).inc()
+        # the types are written in our code, none comes from a request
+        self._metrics.requests.labels(route, status, state.get("error", "")).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        log.info("%s %s %d %.1f ms", request_id, route, status, seconds * 1000)
+        by = f" by {state['caller']}" if "caller" in state else ""
+        log.info("%s %s %d %.1f ms%s", request_id, route, status, seconds * 1000, by)
 
     def _route(self, path: str) -> str:
         """The route of a path; the page's files, however they are called, count as the page."""

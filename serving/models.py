@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -192,16 +193,23 @@ def open_model(source: Source, settings: Settings, tables: Tables) -> Served:
 
 
 def fetched_models(settings: Settings) -> Path:
-    """The folder that models from elsewhere are fetched into, each into one of its own."""
+    """The folder that models from elsewhere are fetched into, each into one of its own. Nothing in it is anyone's only copy."""
     return settings.cache / "served"
 
 
 def _folder(source: Source, settings: Settings) -> Path:
     if "://" not in source.place:
         return Path(source.place)
-    from conlst.platform.objects import localize
+    from conlst.platform.objects import OccupiedError, localize
 
-    return Path(localize(source.place, fetched_models(settings)))
+    cache = fetched_models(settings)
+    try:
+        return Path(localize(source.place, cache))
+    except OccupiedError as error:
+        # a cache outlives the process: refused, the damage would keep the language from its model through every restart
+        log.warning("%s is damaged, it is removed and fetched once more: %s", error.folder, error)
+        shutil.rmtree(error.folder)
+        return Path(localize(source.place, cache))
 
 
 class Catalogue:

@@ -111,7 +111,7 @@ def openapi_document() -> dict[str, Any]:
             "title": "conlst",
             "version": __version__,
             "description": "Does the hypothesis follow from the premise? Natural language inference in the languages of /models. "
-            "Every answer carries X-Request-ID.",
+            "Every answer carries X-Request-ID, but for those of the probes /livez and /readyz.",
         },
         # a server may be set up to ask for keys or not to
         "security": [{}, {"key": []}],
@@ -125,7 +125,9 @@ def openapi_document() -> dict[str, Any]:
             "/zero-shot": _post(
                 "zeroShot",
                 "Sort candidate labels of one text or a list of texts",
-                _question(schemas, OneText="One label of several", ManyTexts="Each label by itself"),
+                _question(
+                    schemas, OneText="One label of several", ManyTexts="Each label by itself, answered as far as it can be"
+                ),
                 _response("Labels by falling score, in the order of the texts.", "ZeroShotAnswer", _TIMING),
             ),
             "/models": _get(

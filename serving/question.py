@@ -26,11 +26,13 @@ class Question:
 
     Attributes:
         problems: of pairs that cannot be computed.
+        cut: indices of the pairs that had more characters than are read.
         language: ``None`` if it is to be detected.
     """
 
     pairs: list[tuple[str, str]]
     problems: Problems
+    cut: set[int]
     language: str | None
     truncate: bool
     logits: bool
@@ -42,11 +44,15 @@ class ZeroShot:
     """What was asked of POST /zero-shot.
 
     Attributes:
+        problems: of texts that cannot be computed.
+        cut: indices of the texts that had more characters than are read.
         hypotheses: one for each label.
         language: ``None`` if it is to be detected.
     """
 
     texts: list[str]
+    problems: Problems
+    cut: set[int]
     labels: list[str]
     hypotheses: list[str]
     multi_label: bool
@@ -70,12 +76,17 @@ def read_question(body: bytes, settings: Settings) -> Question:
     asked = _shaped(ManyPairs, raw) if "pairs" in raw else _shaped(OnePair, raw)
     pairs = [(pair.premise, pair.hypothesis) for pair in (asked.pairs if isinstance(asked, ManyPairs) else [asked])]
     _check_some(len(pairs), "pairs")
+    longest = settings.max_characters
+    cut: set[int] = set()
+    if asked.truncate:
+        cut = {index for index, pair in enumerate(pairs) if max(map(len, pair)) > longest}
+        pairs = [(premise[:longest], hypothesis[:longest]) for premise, hypothesis in pairs]
     problems = Problems(asked.partial)
     for index, pair in enumerate(pairs):
         for text, role in zip(pair, ("premise", "hypothesis"), strict=True):
-            if problem := _problem(text, f"pair {index}: the {role}", settings.max_characters, index):
+            if problem := _problem(text, f"pair {index}: the {role}", longest, index):
                 problems.add({index: problem})
-    return Question(pairs, problems, asked.language, asked.truncate, asked.logits, asked.feedback)
+    return Question(pairs, problems, cut, asked.language, asked.truncate, asked.logits, asked.feedback)
 
 
 def read_zero_shot(body: bytes, settings: Settings) -> ZeroShot:
@@ -83,7 +94,7 @@ def read_zero_shot(body: bytes, settings: Settings) -> ZeroShot:
 
     Raises:
         ApiError: 400 if it is no JSON, of another shape, or has another template, 413 for too many texts times labels, 422 for a
-            text or label that cannot be answered.
+            label that cannot be answered, or a text unless a partial answer will do.
     """
     raw = _json(body)
     _check_counts(raw, ("texts", "labels"), settings.max_pairs)
@@ -92,13 +103,10 @@ def read_zero_shot(body: bytes, settings: Settings) -> ZeroShot:
     texts = asked.texts if isinstance(asked, ManyTexts) else [asked.text]
     _check_some(len(texts), "texts")
     _check_some(len(asked.labels), "labels")
-    checked = [
-        ("the template", asked.template, None),
-        *((f"label {index}", label, None) for index, label in enumerate(asked.labels)),
-        *((f"text {index}: it", text, index) for index, text in enumerate(texts)),
-    ]
-    for name, text, at in checked:
-        if problem := _problem(text, name, settings.max_characters, at):
+    longest = settings.max_characters
+    named = {"the template": asked.template, **{f"label {index}": label for index, label in enumerate(asked.labels)}}
+    for name, text in named.items():
+        if problem := _problem(text, name, longest):
             raise problem
     for index, label in enumerate(asked.labels):
         if (first := asked.labels.index(label)) < index:
@@ -107,7 +115,15 @@ def read_zero_shot(body: bytes, settings: Settings) -> ZeroShot:
         made = hypotheses(asked.template, asked.labels)
     except ValueError as error:
         raise ApiError(400, "invalid_request", str(error)) from None
-    return ZeroShot(texts, asked.labels, made, asked.multi_label, asked.language, asked.truncate)
+    cut: set[int] = set()
+    if asked.truncate:
+        cut = {index for index, text in enumerate(texts) if len(text) > longest}
+        texts = [text[:longest] for text in texts]
+    problems = Problems(asked.partial)
+    for index, text in enumerate(texts):
+        if problem := _problem(text, f"text {index}: it", longest, index):
+            problems.add({index: problem})
+    return ZeroShot(texts, problems, cut, asked.labels, made, asked.multi_label, asked.language, asked.truncate)
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -172,9 +188,13 @@ def _check_some(count: int, name: str) -> None:
         raise ApiError(400, "invalid_request", f"{name} is empty; send at least one")
 
 
-def _problem(text: str, name: str, longest: int, index: int | None) -> ApiError | None:
+def _problem(text: str, name: str, longest: int, index: int | None = None) -> ApiError | None:
+    """What keeps a text of the item ``index``, or one that belongs to all of them, from being answered."""
     if len(text) > longest:
-        return ApiError(422, "too_long", f"{name} has {len(text)} characters, at most {longest} are read", index=index)
+        # what belongs to all is never cut: labels that differ could become the same
+        way_out = "" if index is None else ', or send "truncate": true'
+        message = f"{name} has {len(text)} characters, at most {longest} are read: shorten it{way_out}"
+        return ApiError(422, "too_long", message, index=index)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -29,17 +29,23 @@ class Pair(_Strict):
 
 
 class _Options(_Strict):
-    language: Language | None = Field(None, description="A language of GET /models; detected for each text if it is absent.")
-    truncate: bool = Field(False, description="Cut what is too long for the model instead of refusing it.")
+    language: Language | None = Field(
+        None,
+        description="A language of GET /models, in upper or lower case and with or without a region: sw, SW and sw-KE are the "
+        "same. Detected for each text if it is absent.",
+    )
+    truncate: bool = Field(
+        False, description="Cut texts that are too long, in characters or for the model, instead of refusing them."
+    )
+    partial: bool = Field(
+        False,
+        description="Answer the others when a text is empty, too long, no Unicode, or of a language without a model; the place "
+        "of its pair or text then holds its error. A request of another shape is refused as a whole.",
+    )
 
 
 class _PairOptions(_Options):
     logits: bool = Field(False, description="Answer the raw logits too, before calibration.")
-    partial: bool = Field(
-        False,
-        description="Answer the other pairs when a text is empty, too long, no Unicode, or of a language without a model; that "
-        "pair's place then holds its error. A request of another shape is refused as a whole.",
-    )
     feedback: bool = Field(False, description="Let the operator keep these pairs with their answers, to train better models.")
 
 
@@ -94,7 +100,7 @@ class ManyTexts(_Candidates):
     """A list of texts; the results stand in its order."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"texts": [_TEXT, _PREMISE], "labels": _LABELS, "multi_label": True, "language": "sw"}]}
+        json_schema_extra={"examples": [{"texts": [_TEXT, _PREMISE], "labels": _LABELS, "multi_label": True, "partial": True}]}
     )
     texts: list[str] = Field(json_schema_extra=_SOME)
 
@@ -109,22 +115,22 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
-class PairErrorDetail(BaseModel):
+class RefusedDetail(BaseModel):
     type: str = Field(description="A stable name for programs.")
     message: str = Field(description="What is wrong and what to do, for people.")
 
 
-class RefusedPair(BaseModel):
-    """Stands in the place of a pair that is not answered, if the request was partial."""
+class Refused(BaseModel):
+    """Stands in the place of a pair or text that is not answered, if the request was partial."""
 
-    error: PairErrorDetail
+    error: RefusedDetail
 
 
 class Prediction(BaseModel):
     label: str = Field(description=f"The most probable of {', '.join(NAMES)}.")
     probabilities: dict[str, float] = Field(description="Of each label, calibrated; they sum to one.")
     language: str = Field(description="Whose model answered.")
-    truncated: bool = Field(description="Whether the pair was cut to the model's length.")
+    truncated: bool = Field(description="Whether a text of the pair was cut.")
     logits: dict[str, float] | None = Field(None, description="Of each label, if they were asked for.")
 
 
@@ -147,7 +153,7 @@ class _Answered(BaseModel):
 
 
 class Answer(_Answered):
-    predictions: list[Prediction | RefusedPair] = Field(description="In the order of the pairs.")
+    predictions: list[Prediction | Refused] = Field(description="In the order of the pairs.")
 
 
 class Result(BaseModel):
@@ -157,11 +163,11 @@ class Result(BaseModel):
         "zero-shot-classification pipeline has them."
     )
     language: str = Field(description="Whose model answered.")
-    truncated: bool = Field(description="Whether the text was cut to the model's length.")
+    truncated: bool = Field(description="Whether the text was cut.")
 
 
 class ZeroShotAnswer(_Answered):
-    results: list[Result] = Field(description="In the order of the texts.")
+    results: list[Result | Refused] = Field(description="In the order of the texts.")
 
 
 class Gate(BaseModel):
@@ -189,6 +195,9 @@ class ServedModel(ModelName):
     gate: Gate | None = Field(description="Null if no decision is recorded.")
     card: dict[str, Any] = Field(description="What was measured when the model was exported; empty if nothing came with it.")
     refused: RefusedModel | None
+    without_champion: bool = Field(
+        description="Whether the registry has no champion for the language any more, while this model goes on."
+    )
 
 
 class Limits(BaseModel):
@@ -221,7 +230,7 @@ class Stability(BaseModel):
 
 
 class DriftOfLanguage(BaseModel):
-    pairs: int = Field(description="That were counted.")
+    pairs: int = Field(description="That were counted. Not those in other languages that its model answered as the fallback.")
     since: datetime
     reference: Shares | None = Field(description="Of the evaluation; null if the model came without one.")
     served: Shares | None = Field(description="Of the pairs that were counted; null if there are none.")

@@ -64,7 +64,7 @@ class Watcher:
 
     A champion whose version or digest is new is opened beside the old one and, having passed the same checks as at the start,
     takes its place. One that fails them is not tried again until the alias moves on, unless the network, the disk or the memory
-    failed: then with growing delays. A language whose champion is gone from the registry goes on being served.
+    failed: then with growing delays. A language whose champion is gone from the registry goes on being served, and is shown.
 
     Attributes:
         last_success: when the registry last answered, Unix time; ``None`` before the first answer.

@@ -35,8 +35,40 @@ def test_texts_that_belong_together_are_judged_together() -> None:
 
 
 @pytest.mark.parametrize("texts", [["1234 56"], ["🌧️🌧️"], ["x"]])
-def test_what_has_no_language_is_not_guessed(texts: list[str]) -> None:
-    assert detector().language(texts, []) is None
+@pytest.mark.parametrize("served", [[], ["sw"], ["sw", "en"]])
+def test_what_has_no_language_is_not_guessed(texts: list[str], served: list[str]) -> None:
+    assert detector().language(texts, served) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "served", "language"),
+    [
+        ("Habari", ["sw"], "sw"),
+        ("Asante sana", ["sw", "en"], "sw"),
+        ("Ndiyo", ["en", "fr", "sw", "zh"], "sw"),
+        ("Hello", ["sw", "en"], "en"),
+        ("Oui", ["fr", "sw", "hi"], "fr"),
+        ("Спасибо", ["ru", "en", "sw"], "ru"),
+        ("Нет", ["ru", "ur"], "ru"),
+        ("شكرا", ["ar", "ru"], "ar"),
+    ],
+)
+def test_a_word_or_two_are_in_the_served_language_that_clearly_leads(text: str, served: list[str], language: str) -> None:
+    assert detector().language([text], served) == language
+
+
+@pytest.mark.parametrize(
+    ("text", "served"),
+    [
+        ("Привет", ["ru", "bg"]),
+        ("Благодаря", ["ru", "bg"]),
+        ("Asante sana", ["fr", "sw"]),
+        ("Нет", ["sw", "en"]),
+        ("Habari", ["qqq"]),
+    ],
+)
+def test_a_word_that_may_be_in_several_or_in_none_of_them_is_not_guessed(text: str, served: list[str]) -> None:
+    assert detector().language([text], served) is None
 
 
 def test_what_is_served_is_expected_but_not_forced() -> None:

@@ -132,6 +132,14 @@ def test_few_pairs_give_no_index(described):
     assert drift.report()["languages"]["sw"]["psi"] is not None
 
 
+def test_no_answers_in_the_models_own_language_change_nothing(described):
+    drift = Drift(catalogue_of(described))
+    observe(drift, answers(0.9, 0, 5))
+    before = drift.report()
+    observe(drift, answers(0.9, 0, 0))
+    assert drift.report() == before
+
+
 def test_before_the_first_answer_there_is_nothing_to_tell(described):
     told = Drift(catalogue_of(described)).report()["languages"]["sw"]
     assert (told["pairs"], told["served"], told["psi"]) == (0, None, None)

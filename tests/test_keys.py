@@ -1,6 +1,7 @@
 import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,27 +83,97 @@ def test_a_file_that_becomes_unusable_changes_nothing(
         Keys(tmp_path / "keys", 0)
 
 
+def test_the_metrics_tell_of_a_revocation_that_is_not_heeded(guarded: Server, ours: tuple[str, str], tmp_path: Path) -> None:
+    def failing() -> str:
+        return next(line for line in guarded.ask("GET", "/metrics").text.splitlines() if line.startswith("conlst_keys_failing "))
+
+    assert failing() == "conlst_keys_failing 0.0"
+    _, line = make_key("search-team")
+    write(tmp_path / "keys", line[:-1])
+    # told before anybody asks with the key that was to go
+    assert failing() == "conlst_keys_failing 1.0"
+    assert guarded.predict(ONE, headers=bearer(ours[0])).status_code == 200
+    write(tmp_path / "keys", line)
+    assert failing() == "conlst_keys_failing 0.0"
+    assert guarded.predict(ONE, headers=bearer(ours[0])).status_code == 401
+    (tmp_path / "keys").unlink()
+    assert failing() == "conlst_keys_failing 1.0"
+
+
+def test_an_endpoint_that_asks_for_no_key_has_none_that_fail(tmp_path: Path) -> None:
+    server = serve(f"sw={tiny_onnx_folder(tmp_path / 'sw')}")
+    assert "conlst_keys_failing 0.0" in server.ask("GET", "/metrics").text
+
+
+def test_the_log_tells_whose_a_request_is(tmp_path: Path, ours: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "serving.middleware")
+    models = f"sw={tiny_onnx_folder(tmp_path / 'sw')}"
+    server = serve(models, auth="keys", keys_file=write(tmp_path / "keys", ours[1]), rate_per_minute=1)
+    for _ in range(2):
+        server.predict(ONE, headers=bearer(ours[0]))
+    server.predict(ONE, headers=bearer("conlst_wrong"))
+    server.ask("GET", "/metrics")
+    serve(models).predict(ONE)
+    lines = [re.sub(r"^\w+ |[0-9.]+ ms", "", record.getMessage()) for record in caplog.records]
+    assert lines == [
+        "/predict 200  by search-team",
+        # also one that is refused for asking too often
+        "/predict 429  by search-team",
+        "/predict 401 ",
+        "/metrics 200 ",
+        "/predict 200 ",
+    ]
+
+
+def test_requests_are_counted_by_the_type_of_their_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(f"sw={tiny_onnx_folder(tmp_path / 'sw')}")
+    server.predict(ONE)
+    server.predict({})
+    server.ask("GET", "/nowhere")
+    server.ask("GET", "/predict")
+
+    def fail(*_: object) -> None:
+        raise ApiError(429, "busy", "try again")
+
+    monkeypatch.setattr(server.scheduler, "check_room", fail)
+    server.predict(ONE)
+    counted = re.findall(r"conlst_requests_total\{(.*)\} 1\.0", server.ask("GET", "/metrics").text)
+    assert set(counted) == {
+        'error="",route="/predict",status="200"',
+        'error="invalid_request",route="/predict",status="400"',
+        'error="not_found",route="other",status="404"',
+        'error="method_not_allowed",route="/predict",status="405"',
+        'error="busy",route="/predict",status="429"',
+    }
+
+
 def test_a_name_asks_no_more_than_its_rate(tmp_path: Path, ours: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("serving.keys.time.monotonic", lambda: now)
     other, other_line = make_key("billing")
     second, second_line = make_key("search-team")
     keys = Keys(write(tmp_path / "keys", ours[1], other_line, second_line), 3)
+
+    def ask(key: str) -> str:
+        name = keys.identify(f"Bearer {key}")
+        keys.admit(name)
+        return name
+
     for key in (ours[0], second, ours[0]):
-        assert keys.admit(f"Bearer {key}") == "search-team"
+        assert ask(key) == "search-team"
     with pytest.raises(ApiError) as refused:
-        keys.admit(f"Bearer {second}")
+        ask(second)
     assert (refused.value.status, refused.value.kind) == (429, "rate_limited")
     assert refused.value.headers["Retry-After"] == "20"
-    assert keys.admit(f"Bearer {other}") == "billing"
+    assert ask(other) == "billing"
     now += 20
-    assert keys.admit(f"Bearer {ours[0]}") == "search-team"
+    assert ask(ours[0]) == "search-team"
     with pytest.raises(ApiError):
-        keys.admit(f"Bearer {ours[0]}")
+        ask(ours[0])
     now += 3600
-    assert [keys.admit(f"Bearer {ours[0]}") for _ in range(3)] == ["search-team"] * 3
+    assert [ask(ours[0]) for _ in range(3)] == ["search-team"] * 3
     with pytest.raises(ApiError):
-        keys.admit(f"Bearer {ours[0]}")
+        ask(ours[0])
 
 
 def test_refusals_by_rate_do_not_reach_a_model(tmp_path: Path, ours: tuple[str, str]) -> None:
@@ -112,7 +183,7 @@ def test_refusals_by_rate_do_not_reach_a_model(tmp_path: Path, ours: tuple[str, 
     answer = server.predict(MANY, headers=bearer(ours[0]))
     server.refusal(429, "rate_limited", answer)
     assert int(answer.headers["retry-after"]) <= 60
-    assert 'conlst_requests_total{route="/predict",status="429"} 1.0' in server.ask("GET", "/metrics").text
+    assert 'conlst_requests_total{error="rate_limited",route="/predict",status="429"} 1.0' in server.ask("GET", "/metrics").text
 
 
 @pytest.mark.parametrize(
@@ -143,7 +214,7 @@ def test_the_command_makes_a_key_that_fits_its_line(tmp_path: Path) -> None:
     (key,) = (word for word in told if word.startswith("conlst_"))
     (line,) = (word for word in told if word.startswith("billing:"))
     assert line == f"billing:{hashlib.sha256(key.encode()).hexdigest()}"
-    assert Keys(write(tmp_path / "keys", line), 0).admit(f"bearer {key}") == "billing"
+    assert Keys(write(tmp_path / "keys", line), 0).identify(f"bearer {key}") == "billing"
     refused = subprocess.run([*command[:-1], "a b"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "'a b' is no name for a key" in refused.stderr

@@ -164,10 +164,12 @@ def test_blobs_are_removed_once_no_folder_has_them_and_nobody_just_fetched_them(
 
 def test_a_changed_environment_is_heeded(bucket, folder, monkeypatch):
     objects.push_folder(folder, bucket + "/m")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr(objects, "_CLIENT", objects._CLIENT.merge(ClientConfig(retries={"total_max_attempts": 1})))
-    with pytest.raises(BackendError, match="cannot be reached"):
-        objects.list_objects(bucket + "/m")
+    # undone before the bucket is, which leaves the environment to other tests as it found it
+    with monkeypatch.context() as changed:
+        changed.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+        changed.setattr(objects, "_CLIENT", objects._CLIENT.merge(ClientConfig(retries={"total_max_attempts": 1})))
+        with pytest.raises(BackendError, match="cannot be reached"):
+            objects.list_objects(bucket + "/m")
 
 
 def test_fetching_what_is_there_asks_nobody(bucket, folder, tmp_path):
@@ -189,8 +191,9 @@ def test_fetch_never_replaces_something_else(bucket, folder, tmp_path, content):
         occupied.mkdir()
         (occupied / "notes.txt").write_text("mine")
     before = sorted(occupied.rglob("*"))
-    with pytest.raises(ArtifactError, match=r"occupied .*remove it or fetch into another folder"):
+    with pytest.raises(objects.OccupiedError, match=r"occupied .*remove it or fetch into another folder") as refused:
         objects.fetch_folder(uri, occupied)
+    assert refused.value.folder == occupied
     assert sorted(occupied.rglob("*")) == before
 
 

@@ -13,13 +13,16 @@ from threading import Condition
 
 import numpy as np
 import pytest
+from botocore.config import Config as ClientConfig
 
-from conlst.contract.artifacts import read_manifest
+from conlst.contract.artifacts import MANIFEST, read_manifest, verify
 from conlst.contract.errors import ArtifactError, BackendError, ConfigError, RegistryError
+from conlst.platform import objects
 from conlst.runtime.cpu import available_cpus
 from conlst.runtime.table import Tables
+from pipelines.local_services import free_port
 from serving.errors import ApiError
-from serving.models import Catalogue, Refusal, Source, check_models, find_champions, find_sources, open_model
+from serving.models import Catalogue, Refusal, Source, check_models, fetched_models, find_champions, find_sources, open_model
 from serving.settings import Settings
 from tiny_onnx import PAIRS, slow_logits, tiny_onnx_folder
 
@@ -115,6 +118,64 @@ def test_without_named_models_the_registrys_champions_are_served(folder, tmp_pat
     assert served.predictor.digest == digest
     assert before <= served.loaded_at <= datetime.now(UTC)
     assert fetched == [(uri, tmp_path / "served")]
+
+
+def altered(cached: Path) -> None:
+    # in place, so that it is damaged under all the names that it has
+    table = cached / "embeddings.bin"
+    table.chmod(0o644)
+    table.write_bytes(bytes(table.stat().st_size))
+
+
+def half_removed(cached: Path) -> None:
+    (cached / MANIFEST).unlink()
+
+
+def of_another_content(cached: Path) -> None:
+    (cached / MANIFEST).write_text(replace(read_manifest(cached), parents={"source": "0" * 64}).to_json())
+
+
+@pytest.mark.parametrize("damage", [altered, half_removed, of_another_content])
+def test_a_model_that_is_damaged_in_the_cache_is_fetched_once_more(bucket, folder, tmp_path, monkeypatch, caplog, damage):
+    monkeypatch.setenv("CONLST_CACHE", str(tmp_path))
+    uri = objects.push_folder(folder, f"{bucket}/models")
+    settings = Settings(models=f"sw={uri}", cache=tmp_path, threads=1)
+    Catalogue(settings).load()
+    (cached,) = fetched_models(settings).iterdir()
+    assert not caplog.text
+    damage(cached)
+    catalogue = Catalogue(settings)
+    catalogue.load()
+    assert (catalogue.problem, dict(catalogue.refusals)) == (None, {})
+    assert np.allclose(catalogue.model_for("sw").predictor.logits(PAIRS), slow_logits(PAIRS), atol=1e-5)
+    assert f"{cached} is damaged, it is removed and fetched once more" in caplog.text
+    assert verify(cached).digest == read_manifest(folder).digest
+
+
+def test_a_damaged_model_is_tried_again_while_its_place_does_not_answer(bucket, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONLST_CACHE", str(tmp_path))
+    settings = Settings(models=f"sw={objects.push_folder(folder, f'{bucket}/models')}", cache=tmp_path, threads=1)
+    Catalogue(settings).load()
+    (cached,) = fetched_models(settings).iterdir()
+    altered(cached)
+    catalogue = Catalogue(settings)
+    with monkeypatch.context() as away:
+        away.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+        away.setattr(objects, "_CLIENT", objects._CLIENT.merge(ClientConfig(retries={"total_max_attempts": 1})))
+        catalogue.load()
+    assert "cannot be reached" in catalogue.problem
+    assert catalogue.refusals["sw"].passing
+    catalogue.load()
+    assert (catalogue.problem, catalogue.languages) == (None, ("sw",))
+
+
+def test_a_damaged_folder_of_ones_own_is_refused_and_left_alone(tmp_path):
+    own = tiny_onnx_folder(tmp_path / "sw")
+    altered(own)
+    catalogue = Catalogue(Settings(models=f"sw={own}", threads=1))
+    catalogue.load()
+    assert "embeddings.bin is not the file that was published" in catalogue.problem
+    assert (own / "embeddings.bin").exists()
 
 
 def test_a_registry_without_champions_has_nothing_to_serve(monkeypatch):

@@ -101,7 +101,7 @@ def test_the_real_server_answers(real, folder):
     assert httpx.get(f"{real.url}/livez").status_code == 200
     assert httpx.get(f"{real.url}/models").json()["models"][0]["digest"] == read_manifest(folder).digest
     assert httpx.get(f"{real.url}/docs.json").json() == openapi_document()
-    assert 'conlst_requests_total{route="/predict",status="200"}' in httpx.get(f"{real.url}/metrics").text
+    assert 'conlst_requests_total{error="",route="/predict",status="200"}' in httpx.get(f"{real.url}/metrics").text
     assert "<script" not in httpx.get(f"{real.url}/").text
     assert httpx.get(f"{real.url}/nope").json()["error"]["type"] == "not_found"
 

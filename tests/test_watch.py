@@ -12,6 +12,7 @@ from conlst.contract.artifacts import publish, read_manifest
 from conlst.contract.config import Gate
 from conlst.contract.errors import ArtifactError, BackendError, RegistryError
 from conlst.platform import objects, registry
+from served import Server
 from serving.models import Catalogue
 from serving.settings import Settings
 from serving.watch import Watcher
@@ -337,6 +338,21 @@ def test_a_language_without_a_champion_any_more_is_served_on_and_told_once(fake,
     fake.champions["sw"] = sw
     watcher.poll()
     assert watcher.without_champion == ()
+
+
+def test_a_language_without_a_champion_any_more_is_shown(fake, tmp_path):
+    fake.promote(1, "fr")
+    server = Server(Settings(cache=tmp_path / "cache", threads=1, auth="none"))
+    server.catalogue.load()
+    sw = fake.champions.pop("sw")
+    for missing in ({"fr": False, "sw": True}, {"fr": False, "sw": False}):
+        server.watcher.poll()
+        models = server.ask("GET", "/models").json()["models"]
+        assert {model["language"]: model["without_champion"] for model in models} == missing
+        counted = server.ask("GET", "/metrics").text
+        assert ('conlst_without_champion{language="sw"} 1.0' in counted) == missing["sw"]
+        assert 'conlst_without_champion{language="fr"}' not in counted
+        fake.champions["sw"] = sw
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The same answers as Hugging Face's zero-shot pipeline, given the same model."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ZeroShotClassificationPipeline
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -122,12 +125,79 @@ def test_the_language_is_told_and_a_long_text_is_cut_only_on_demand(server: Serv
         ({"text": "leo", "texts": ["leo"], "labels": ["mvua"]}, 400, "invalid_request", "text"),
         ({"texts": ["leo", " "], "labels": ["mvua"]}, 422, "empty_text", "text 1"),
         ({"text": "leo", "labels": ["mvua", ""]}, 422, "empty_text", "label 1"),
+        ({"text": "leo" * 1400, "labels": ["mvua"]}, 422, "too_long", "text 0: it has 4200 characters, at most 4000"),
         ({"texts": ["leo"] * 9, "labels": [f"m{n}" for n in range(8)]}, 413, "too_many_pairs", "72 pairs"),
     ],
 )
 def test_what_cannot_be_asked_is_named(server: Server, question: dict[str, Any], status: int, kind: str, named: str) -> None:
     error = server.refusal(status, kind, server.ask("POST", "/zero-shot", json={"language": "sw", **question}))
     assert named in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("question", "named"),
+    [
+        ({"labels": ["mvua", "mtu " * 1100]}, "label 1 has 4400 characters, at most 4000 are read: shorten it"),
+        ({"labels": ["mvua"], "template": "mtu " * 1100 + "{}"}, "the template has 4402 characters"),
+        ({"labels": ["mvua", ""]}, "label 1 is empty"),
+    ],
+)
+def test_what_belongs_to_all_texts_is_neither_cut_nor_refused_alone(server: Server, question: dict[str, Any], named: str) -> None:
+    answer = server.ask("POST", "/zero-shot", json={"text": "leo", "truncate": True, "partial": True, **question})
+    error = answer.json()["error"]
+    assert answer.status_code == 422
+    assert named in error["message"]
+    assert "truncate" not in error["message"]
+
+
+def test_a_text_with_too_many_characters_is_cut_on_demand_and_told(server: Server) -> None:
+    texts = ["mvua " * 900, "leo"]
+    long, short = ask(server, texts=texts, labels=LABELS, truncate=True)
+    assert (long["truncated"], short["truncated"]) == (True, False)
+    assert [long, short] == ask(server, texts=[text[:4000] for text in texts], labels=LABELS, truncate=True)
+
+
+def test_a_partial_answer_has_errors_in_their_places(server: Server) -> None:
+    texts = [" ", TEXTS[0], "mvua " * 80, "mvua " * 900, TEXTS[1]]
+    refused = server.refusal(
+        422, "empty_text", server.ask("POST", "/zero-shot", json={"texts": texts, "labels": LABELS, "language": "sw"})
+    )
+    assert refused["index"] == 0
+    told = ask(server, texts=texts, labels=LABELS, partial=True)
+    assert [result.get("error", {}).get("type") for result in told] == ["empty_text", None, "too_long", "too_long", None]
+    assert told[0] == {"error": {"type": "empty_text", "message": "text 0: it is empty"}}
+    for result, alone in zip((told[1], told[4]), ask(server, texts=TEXTS[:2], labels=LABELS), strict=True):
+        assert result["labels"] == alone["labels"]
+        assert result["scores"] == pytest.approx(alone["scores"], abs=1e-6)
+    body = {"texts": texts[:1], "labels": LABELS, "language": "sw", "partial": True}
+    nothing = server.ask("POST", "/zero-shot", json=body).json()
+    assert (nothing["language"], nothing["model"], nothing["models"]) == (None, None, {})
+
+
+def test_a_partial_answer_leaves_out_what_has_no_language_or_is_no_text(server: Server) -> None:
+    body = {"texts": ["1234", "Watoto wanacheza mpira uwanjani leo", "\ud83d"], "labels": LABELS, "partial": True}
+    content = json.dumps(body).encode()
+    answer = server.ask("POST", "/zero-shot", content=content, headers={"content-type": "application/json"}).json()
+    kinds = [result.get("error", {}).get("type") for result in answer["results"]]
+    assert kinds == ["unknown_language", None, "invalid_text"]
+    assert (answer["language"], answer["language_source"]) == ("sw", "detected")
+
+
+def test_a_text_that_breaks_the_model_fails_alone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = server.catalogue.model_for("sw").predictor
+    poison = predictor.encode([(TEXTS[1], f"leo {LABELS[2]}")]).ids[0]
+    run = predictor.run
+
+    def fragile(rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        if poison in rows:
+            raise RuntimeError("no answer for this one")
+        return run(rows)
+
+    monkeypatch.setattr(predictor, "run", fragile)
+    told = ask(server, texts=TEXTS, labels=LABELS, partial=True)
+    assert [result.get("error", {}).get("type") for result in told] == [None, "internal", None]
+    body = {"texts": TEXTS, "labels": LABELS, "language": "sw", "template": TEMPLATE}
+    assert server.refusal(500, "internal", server.ask("POST", "/zero-shot", json=body))["index"] == 1
 
 
 def test_a_label_is_put_into_the_template_as_it_stands() -> None:

@@ -80,6 +80,18 @@ class Address:
         return f"s3://{self.bucket}/{self.key}"
 
 
+class OccupiedError(ArtifactError):
+    """What was to be fetched has something else in its place.
+
+    Attributes:
+        folder: that is in the way.
+    """
+
+    def __init__(self, folder: Path, message: str) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
 def push_folder(folder: Path, prefix: str) -> str:
     """Upload a published folder and return the address of its manifest. What is there already is not sent again.
 
@@ -116,7 +128,8 @@ def fetch_folder(uri: str, folder: Path) -> Path:
     several folders share is fetched and stored once. A folder that already is this publication is left as it is.
 
     Raises:
-        ArtifactError: if a byte differs from what was published, or ``folder`` already holds something else.
+        ArtifactError: if a byte differs from what was published.
+        OccupiedError: if ``folder`` already holds something else, or this publication damaged.
         BackendError: if S3 cannot be reached, refuses, or has nothing at ``uri``.
     """
     folder = Path(folder)
@@ -262,7 +275,7 @@ def localize(source: str, folder: Path) -> str | Path:
     Every address gets its own folder below ``folder``, so that equal file names do not meet.
 
     Raises:
-        ArtifactError, BackendError: as :func:`fetch_folder` and :func:`fetch_file`.
+        ArtifactError, OccupiedError, BackendError: as :func:`fetch_folder` and :func:`fetch_file`.
     """
     if not source.startswith("s3://"):
         return source
@@ -294,9 +307,10 @@ def _is_in_place(folder: Path, uri: str, digest: str) -> bool:
     try:
         found = verify(folder).digest
     except ArtifactError as error:
-        raise ArtifactError(f"{folder} is in the way of {uri} ({error}); remove it or fetch into another folder") from error
+        message = f"{folder} is in the way of {uri} ({error}); remove it or fetch into another folder"
+        raise OccupiedError(folder, message) from error
     if found != digest:
-        raise ArtifactError(f"{folder} holds another publication than {uri}; remove it or fetch into another folder")
+        raise OccupiedError(folder, f"{folder} holds another publication than {uri}; remove it or fetch into another folder")
     return True
 
 
