@@ -37,9 +37,10 @@ from conlst.client import (
     Unauthorized,
     UnknownLanguage,
     Unreachable,
+    ZeroShotResult,
 )
 from conlst.contract.errors import ConfigError
-from pretended_endpoint import LIMITS, MODEL, Endpoint, error, probabilities_of
+from pretended_endpoint import LIMITS, MODEL, Endpoint, error, probabilities_of, score_of
 
 ROOT = Path(__file__).parents[1]
 PAIRS = [("watu wawili", "watu"), ("mvua leo", "hakuna mvua"), ("mtu", "mpira")]
@@ -150,11 +151,86 @@ def test_zero_shot(ask: Asker) -> None:
         }
     ]
     assert [result.labels for result in results] == [("hewa", "michezo")] * 2
-    assert (results[0].scores, results[0].language, results[0].model) == ((1.0, 1.0), "sw", ModelName(**MODEL))
+    assert results[1].scores == (score_of("mpira", "hewa"), score_of("mpira", "michezo"))
+    assert (results[0].language, results[0].language_source, results[0].model) == ("sw", "given", ModelName(**MODEL))
     assert not results[0].truncated
     assert ask("zero_shot", ["mpira"], ["michezo"], truncate=True)[0].truncated
     assert ask.endpoint.asked[1]["template"] == "This example is {}."
     assert "language" not in ask.endpoint.asked[1]
+
+
+TEXTS = [f"mvua {index * index}" for index in range(11)]
+
+
+def scores(results: list[ZeroShotResult]) -> list[tuple[float, ...]]:
+    return [result.scores for result in results]
+
+
+@pytest.mark.parametrize(("labels", "texts_at_once"), [(1, 4), (2, 2), (3, 1), (4, 1)])
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 11])
+def test_texts_for_zero_shot_are_divided_by_the_endpoint_s_own_limit(
+    ask: Asker, labels: int, texts_at_once: int, count: int
+) -> None:
+    texts, candidates = TEXTS[:count], ["hewa", "michezo", "siasa", "chakula"][:labels]
+    results = ask("zero_shot", texts, candidates, "Hii ni {}.", language="sw")
+    assert scores(results) == [tuple(score_of(text, label) for label in candidates) for text in texts]
+    asked = [question["texts"] for question in ask.endpoint.asked]
+    assert asked == [texts[first : first + texts_at_once] for first in range(0, count, texts_at_once)]
+    assert {(tuple(question["labels"]), question["template"]) for question in ask.endpoint.asked} == {
+        (tuple(candidates), "Hii ni {}.")
+    }
+
+
+def test_a_single_text_needs_no_question_about_limits(ask: Asker) -> None:
+    ask("zero_shot", ["mvua"], ["hewa"])
+    assert [request.url.path for request in ask.endpoint.seen] == ["/zero-shot"]
+
+
+def test_requests_for_zero_shot_are_within_the_bytes(ask: Asker) -> None:
+    # the endpoint asserts it; two hundred texts would be allowed
+    ask.endpoint.limits = {"pairs": 200, "characters": 1000, "body_bytes": 700}
+    texts = ["ñ" * (index * 7 % 150 + 1) for index in range(60)]
+    assert scores(ask("zero_shot", texts, ["hewa"])) == [(score_of(text, "hewa"),) for text in texts]
+    assert max(len(request.content) for request in posts(ask)) > 500
+
+
+@pytest.mark.parametrize("texts", [["mvua"], ["mvua", "mpira", "mtu"]])
+def test_more_labels_than_the_limit_are_an_error_that_says_so(ask: Asker, texts: list[str]) -> None:
+    with pytest.raises(ApiError, match="1 texts with 5 labels are 5 pairs, at most 4 are answered in one request") as caught:
+        ask("zero_shot", texts, ["hewa", "michezo", "siasa", "chakula", "muziki"], partial=True)
+    assert (caught.value.kind, caught.value.status, len(posts(ask))) == ("too_many_pairs", 413, 1)
+
+
+def test_a_bad_text_is_named_by_its_place_among_all_texts(ask: Asker) -> None:
+    with pytest.raises(ApiError, match="text 5: it is empty") as caught:
+        ask("zero_shot", [*TEXTS[:5], " ", *TEXTS[5:]], ["hewa", "michezo"])
+    assert (caught.value.kind, caught.value.index) == ("empty_text", 5)
+
+
+def test_a_bad_text_is_refused_alone_if_asked_for(ask: Asker) -> None:
+    results = ask("zero_shot", ["", *TEXTS[:4], " ", *TEXTS[4:]], ["hewa", "michezo"], partial=True)
+    assert results[0] == Refused("empty_text", "text 0: it is empty")
+    assert results[5] == Refused("empty_text", "text 5: it is empty")
+    answered = [result for result in results if isinstance(result, ZeroShotResult)]
+    assert scores(answered) == [(score_of(text, "hewa"), score_of(text, "michezo")) for text in TEXTS]
+    assert all(question["partial"] for question in ask.endpoint.asked)
+
+
+def test_texts_that_are_all_refused_name_no_model(ask: Asker) -> None:
+    refused = {"error": {"type": "unknown_language", "message": "text 0: its language cannot be told"}}
+    answer = {"results": [refused], "language": None, "language_source": "detected", "model": None, "models": {}}
+    ask.endpoint.rules = [httpx.Response(200, json=answer)]
+    assert ask("zero_shot", ["???"], ["hewa"], partial=True) == [
+        Refused("unknown_language", "text 0: its language cannot be told")
+    ]
+
+
+def test_a_text_is_not_refused_alone_unless_asked_for(ask: Asker) -> None:
+    refused = {"error": {"type": "empty_text", "message": "text 0: it is empty"}}
+    answer = {"results": [refused], "language_source": "given", "models": {}}
+    ask.endpoint.rules = [httpx.Response(200, json=answer)]
+    with pytest.raises(BadAnswer, match="a text is refused by itself though that was not asked for"):
+        ask("zero_shot", ["mvua"], ["hewa"])
 
 
 def test_models_are_described(ask: Asker) -> None:
@@ -402,10 +478,19 @@ def test_what_is_no_pair_is_not_sent(ask: Asker, pairs: Any) -> None:
     assert not ask.endpoint.seen
 
 
-@pytest.mark.parametrize(("texts", "labels"), [("mvua", ["hewa"]), (["mvua"], "hewa")])
-def test_one_string_is_no_list_of_strings(ask: Asker, texts: Any, labels: Any) -> None:
-    with pytest.raises(TypeError, match="is one string"):
+@pytest.mark.parametrize(
+    ("texts", "labels", "told"),
+    [
+        ("mvua", ["hewa"], "texts is one string"),
+        (["mvua"], "hewa", "labels is one string"),
+        (["mvua", None], ["hewa"], r"texts\[1\] is of type NoneType; give a list of strings"),
+        (["mvua"], [b"hewa"], r"labels\[0\] is of type bytes; give a list of strings"),
+    ],
+)
+def test_what_is_no_list_of_strings_is_not_sent(ask: Asker, texts: Any, labels: Any, told: str) -> None:
+    with pytest.raises(TypeError, match=told):
         ask("zero_shot", texts, labels)
+    assert not ask.endpoint.seen
 
 
 @pytest.mark.parametrize(

@@ -521,6 +521,16 @@ def test_the_real_server_understands_the_client(conlst: Command, tmp_path: Path)
             (ranked,) = client.zero_shot(["mvua inanyesha leo"], ["mvua", "mpira"], template="watu {}", language="sw")
             assert sorted(ranked.labels) == ["mpira", "mvua"]
             assert sum(ranked.scores) == pytest.approx(1)
+            texts = ["mvua inanyesha leo", "watu wawili", " ", "mpira"] * 10
+            labels = [f"watu {index}" for index in range(10)]
+            together = client.zero_shot(texts, labels, language="sw", partial=True)
+            assert [getattr(result, "kind", None) for result in together] == [None, None, "empty_text", None] * 10
+            (alone,) = client.zero_shot(["mpira"], labels, language="sw")
+            last = together[-1]
+            assert not isinstance(last, Refused)
+            assert dict(zip(last.labels, last.scores, strict=True)) == pytest.approx(
+                dict(zip(alone.labels, alone.scores, strict=True)), abs=1e-4
+            )
         file = tsv(tmp_path / "pairs.tsv", PAIRS * 50)
         result = conlst("predict", "--url", process.url, "--file", file, "--language", "sw").result
         assert (result["pairs"], result["errors"]) == (200, {})

@@ -309,6 +309,78 @@ def test_the_example_fills_the_fields_in_the_chosen_language(visit: Visit) -> No
     assert focused(page) == "Predict"
 
 
+def written_pairs(page: Page) -> list[tuple[str, str]]:
+    """Premise and hypothesis of each pair, from the top."""
+    texts = [field.input_value() for field in page.locator("#pairs-list textarea").all()]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+@in_chromium
+def test_the_example_leaves_the_pairs_that_a_person_wrote(visit: Visit) -> None:
+    visitor = visit()
+    page = visitor.arrive()
+    page.locator("#pairs").get_by_label("Language").select_option("sw")
+    example = page.locator("#pairs").get_by_role("button", name="Try an example")
+    visitor.write_pair("Watu wawili", "Watu")
+    page.get_by_role("button", name="Add a pair").click()
+    page.get_by_role("button", name="Add a pair").click()
+    visitor.write_pair("", "nusu tu", 3)
+    example.click()
+    swahili = written_pairs(page)
+    # pair 2 was empty
+    assert (swahili[0], swahili[2]) == (("Watu wawili", "Watu"), ("", "nusu tu"))
+    assert [hypothesis for _, hypothesis in (swahili[1], *swahili[3:])] == [
+        "Watoto wanacheza nje.",
+        "Watoto hao ni ndugu.",
+        "Hakuna mtu bustanini.",
+    ]
+    # another example takes the place of one that nobody has changed
+    visitor.write_pair(swahili[1][0], "Watoto hawachezi.", 2)
+    page.locator("#pairs").get_by_label("Language").select_option("fr")
+    example.click()
+    french = written_pairs(page)
+    assert french[:3] == [swahili[0], (swahili[1][0], "Watoto hawachezi."), swahili[2]]
+    assert [hypothesis for _, hypothesis in french[3:]] == [
+        "Des enfants jouent dehors.",
+        "Les enfants sont frères.",
+        "Le parc est vide.",
+    ]
+    assert page.locator("legend").all_text_contents() == [f"Pair {number}" for number in range(1, 7)]
+
+
+@in_chromium
+def test_the_example_leaves_answers_to_what_a_person_wrote(visit: Visit) -> None:
+    visitor = visit()
+    page = visitor.arrive()
+    visitor.write_pair("Watu wawili", "Watu")
+    visitor.predict()
+    expect(visitor.answer()).to_contain_text("Entailment")
+    page.locator("#pairs-example").click()
+    expect(visitor.answer()).to_contain_text("Entailment")
+    expect(visitor.answer(2)).to_have_text("The answer appears here.")
+    expect(page.locator("#pairs-about")).to_be_visible()
+    page.get_by_role("button", name="Remove pair 1").click()
+    page.locator("#pairs-example").click()
+    expect(page.locator("#pairs-about")).to_be_hidden()
+
+
+@in_chromium
+def test_an_example_without_room_says_so(visit: Visit) -> None:
+    visitor = visit()
+    visitor.endpoint.most_pairs = 2
+    page = visitor.arrive()
+    visitor.write_pair("Watu wawili", "Watu")
+    page.locator("#pairs-example").click()
+    expect(page.locator("legend")).to_have_count(2)
+    visitor.write_pair("Mtu", "Watu", 2)
+    page.locator("#pairs-example").click()
+    assert written_pairs(page) == [("Watu wawili", "Watu"), ("Mtu", "Watu")]
+    expect(page.locator("#pairs-error")).to_have_text("What you wrote stays. Remove a pair to see an example.")
+    page.get_by_role("button", name="Remove pair 2").click()
+    page.locator("#pairs-example").click()
+    expect(page.locator("#pairs-error")).to_be_hidden()
+
+
 @in_chromium
 def test_zero_shot_shows_the_labels_in_the_order_of_the_answer(visit: Visit) -> None:
     visitor = visit(reduced_motion="reduce")
@@ -346,6 +418,117 @@ def test_zero_shot_shows_the_labels_in_the_order_of_the_answer(visit: Visit) -> 
         "multi_label": True,
         "truncate": False,
     }
+
+
+def sort(page: Page, text: str, labels: str) -> Locator:
+    """Ask for the labels of a text; the place of the answer."""
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_label("Labels", exact=True).fill(labels)
+    page.get_by_role("button", name="Sort").click()
+    return page.get_by_role("group", name="Answer")
+
+
+@in_chromium
+@pytest.mark.parametrize("change", ["text", "new label", "removed label", "template", "several", "language", "example"])
+def test_an_edited_question_marks_its_zero_shot_answer_as_old(visit: Visit, change: str) -> None:
+    page = visit().arrive("zero-shot")
+    answer = sort(page, "Watu wawili wanacheza mpira", "siasa,michezo")
+    expect(answer).to_contain_text("michezo")
+    expect(answer).not_to_contain_text("Changed")
+    # an entry without a label changes nothing
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(answer).not_to_contain_text("Changed")
+    match change:
+        case "text":
+            page.get_by_label("Text", exact=True).press("End")
+            page.keyboard.type(" leo!")
+        case "new label":
+            page.get_by_label("Labels", exact=True).fill("chakula")
+        case "removed label":
+            page.get_by_role("button", name="Remove siasa").click()
+        case "template":
+            page.get_by_label("Template").fill("Mada ni {}.")
+        case "several":
+            page.get_by_role("switch", name="Several labels may hold").press("Space")
+        case "language":
+            page.locator("#zero-language").select_option("ur")
+        case "example":
+            page.get_by_role("button", name="Remove siasa").click()
+            page.get_by_role("button", name="Remove michezo").click()
+            page.locator("#zero-example").click()
+    expect(answer.get_by_text("Changed since this answer.")).to_have_count(1)
+    page.get_by_role("button", name="Sort").click()
+    expect(answer.get_by_text("Changed since this answer.")).to_have_count(0)
+    expect(answer.get_by_role("meter").first).to_be_visible()
+
+
+@in_chromium
+def test_a_text_that_is_edited_while_it_is_sorted_marks_the_answer_as_old(visit: Visit) -> None:
+    page = visit().arrive("zero-shot")
+    held = []
+    page.route("**/zero-shot", lambda route: held.append(route))
+    with page.expect_request("**/zero-shot"):
+        answer = sort(page, "Watu wawili", "siasa,michezo")
+    expect(answer).to_have_attribute("aria-busy", "true")
+    page.get_by_label("Text", exact=True).fill("Mtu mmoja wa leo")
+    held[0].continue_()
+    expect(answer).to_contain_text("michezo")
+    expect(answer).to_contain_text("Changed since this answer.")
+
+
+@in_chromium
+def test_a_refused_question_leaves_no_answer_to_another_one(visit: Visit) -> None:
+    visitor = visit()
+    visitor.expected = "Failed to load resource.*(422|429)"
+    page = visitor.arrive("zero-shot")
+    answer = sort(page, "Watu wawili", "siasa,michezo")
+    expect(answer).to_contain_text("michezo")
+    # the server's own trouble says nothing against an answer to the same question, nor for one to another
+    visitor.endpoint.broken = JSONResponse({"error": {"type": "busy", "message": "too many requests wait"}}, 429)
+    page.get_by_role("button", name="Sort").click()
+    expect(page.locator("#zero-error")).to_have_text("Too many requests wait.")
+    expect(answer).to_contain_text("michezo")
+    expect(answer).not_to_contain_text("Changed")
+    sort(page, "Mtu mmoja wa leo", "")
+    expect(page.locator("#zero-error")).to_have_text("Too many requests wait.")
+    expect(answer).to_contain_text("Changed since this answer.")
+    error = {"type": "too_long", "message": "text 0: it has 5000 characters, at most 4000 are read", "index": 0}
+    visitor.endpoint.broken = JSONResponse({"error": error}, 422)
+    page.get_by_role("button", name="Sort").click()
+    expect(page.get_by_label("Text", exact=True)).to_have_accessible_description(re.compile("5000 characters"))
+    expect(answer).to_have_text("The labels appear here, the best one first.")
+
+
+@in_chromium
+def test_the_example_leaves_the_text_and_labels_that_a_person_wrote(visit: Visit) -> None:
+    page = visit().arrive("zero-shot")
+    language, example = page.locator("#zero-language"), page.locator("#zero-example")
+    text, entry = page.get_by_label("Text", exact=True), page.get_by_label("Labels", exact=True)
+    chips = page.get_by_role("list", name="Labels so far").get_by_role("listitem")
+    language.select_option("sw")
+    page.get_by_role("button", name="Sort").click()
+    expect(text).to_have_accessible_description("Write a text.")
+    entry.fill("siasa")
+    example.click()
+    expect(text).to_have_value("Watoto wawili wanacheza mpira bustanini.")
+    expect(text).to_have_accessible_description("")
+    # typed, though not yet added
+    expect(entry).to_have_value("siasa")
+    expect(chips).to_have_count(0)
+    # another example takes the place of one that nobody has changed
+    language.select_option("fr")
+    example.click()
+    expect(text).to_have_value("Deux enfants jouent au football dans le parc.")
+    text.fill("Watu wawili")
+    example.click()
+    expect(text).to_have_value("Watu wawili")
+    expect(entry).to_have_value("siasa")
+    expect(page.locator("#zero-error")).to_have_text("What you wrote stays. Empty the text to see an example.")
+    entry.fill("")
+    example.click()
+    expect(text).to_have_value("Watu wawili")
+    expect(chips).to_have_count(4)
+    expect(page.locator("#zero-error")).to_be_hidden()
 
 
 @in_chromium

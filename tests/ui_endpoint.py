@@ -124,6 +124,7 @@ class Endpoint:
         self.unserved: dict[str, dict[str, Any]] = {}
         self.ready = True
         self.fallback = "fr"
+        self.most_pairs = 64
         self.key = ""
         self.broken: JSONResponse | None = None
         self.drift = DRIFT
@@ -204,7 +205,7 @@ class Endpoint:
             "fallback": self.fallback,
             "models": self.models if self.ready else [],
             "refused": {model["language"]: model["refused"] for model in self.models if model["refused"]} | self.unserved,
-            "limits": {"pairs": 64, "characters": 4000, "body_bytes": 1_000_000},
+            "limits": {"pairs": self.most_pairs, "characters": 4000, "body_bytes": 1_000_000},
         }
         return JSONResponse(answer)
 

@@ -48,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Refused:
-    """A pair that is not answered while its neighbours are.
+    """A pair or text that is not answered while its neighbours are.
 
     Attributes:
         kind: the stable name that programs compare, for example ``too_long``.
@@ -142,13 +142,20 @@ class Catalogue:
 
 def read_predictions(answer: Any) -> list[Prediction | Refused]:
     """Raises KeyError, TypeError, ValueError or AttributeError for JSON of another shape, as the other readers do."""
-    models = {language: ModelName(**_model(model)) for language, model in answer["models"].items()}
-    return [_prediction(item, models, answer["language_source"]) for item in answer["predictions"]]
+    models = _models_by_language(answer)
+    return [_refused(item) or _prediction(item, models, answer["language_source"]) for item in answer["predictions"]]
 
 
-def _prediction(item: Any, models: Mapping[str, ModelName], language_source: str) -> Prediction | Refused:
-    if error := item.get("error"):
-        return Refused(str(error["type"]), str(error["message"]))
+def _models_by_language(answer: Any) -> dict[str, ModelName]:
+    return {language: ModelName(**_model(model)) for language, model in answer["models"].items()}
+
+
+def _refused(item: Any) -> Refused | None:
+    error = item.get("error")
+    return Refused(str(error["type"]), str(error["message"])) if error else None
+
+
+def _prediction(item: Any, models: Mapping[str, ModelName], language_source: str) -> Prediction:
     label = item["label"]
     if label not in NAMES:
         raise ValueError(f"label {label!r}")
@@ -171,19 +178,20 @@ def _model(model: Mapping[str, Any]) -> dict[str, Any]:
     return {key: model[key] for key in ("name", "version", "digest", "precision")}
 
 
-def read_zero_shot(answer: Any) -> list[ZeroShotResult]:
-    models = {language: ModelName(**_model(model)) for language, model in answer["models"].items()}
-    return [
-        ZeroShotResult(
-            labels=tuple(item["labels"]),
-            scores=tuple(map(float, item["scores"])),
-            language=item["language"],
-            language_source=answer["language_source"],
-            model=models[item["language"]],
-            truncated=bool(item["truncated"]),
-        )
-        for item in answer["results"]
-    ]
+def read_zero_shot(answer: Any) -> list[ZeroShotResult | Refused]:
+    models = _models_by_language(answer)
+    return [_refused(item) or _zero_shot_result(item, models, answer["language_source"]) for item in answer["results"]]
+
+
+def _zero_shot_result(item: Any, models: Mapping[str, ModelName], language_source: str) -> ZeroShotResult:
+    return ZeroShotResult(
+        labels=tuple(item["labels"]),
+        scores=tuple(map(float, item["scores"])),
+        language=item["language"],
+        language_source=language_source,
+        model=models[item["language"]],
+        truncated=bool(item["truncated"]),
+    )
 
 
 def read_catalogue(answer: Any) -> Catalogue:

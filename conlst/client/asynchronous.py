@@ -10,7 +10,7 @@ import httpx
 
 from conlst.client import calls
 from conlst.client.answers import Catalogue, Pair, Prediction, Refused, ZeroShotResult
-from conlst.client.batches import Answer, Batch, Batcher, Item
+from conlst.client.batches import Answer, Batch, Batcher, Item, zero_shot_calls
 from conlst.client.calls import Call, T
 from conlst.client.exchange import Backoff, Exchange, Reply, read
 from conlst.client.origin import Origin
@@ -117,6 +117,7 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
+    @overload
     async def zero_shot(
         self,
         texts: Sequence[str],
@@ -125,9 +126,47 @@ class AsyncClient:
         multi_label: bool = False,
         language: str | None = None,
         truncate: bool = False,
-    ) -> list[ZeroShotResult]:
+        *,
+        partial: Literal[False] = False,
+    ) -> Sequence[ZeroShotResult]: ...
+
+    @overload
+    async def zero_shot(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        template: str = calls.TEMPLATE,
+        multi_label: bool = False,
+        language: str | None = None,
+        truncate: bool = False,
+        *,
+        partial: bool,
+    ) -> Sequence[ZeroShotResult | Refused]: ...
+
+    async def zero_shot(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        template: str = calls.TEMPLATE,
+        multi_label: bool = False,
+        language: str | None = None,
+        truncate: bool = False,
+        *,
+        partial: bool = False,
+    ) -> Sequence[ZeroShotResult | Refused]:
         """As :meth:`conlst.client.Client.zero_shot`."""
-        return await self._ask(calls.zero_shot(texts, labels, template, multi_label, language, truncate))
+        asked = calls.texts_json(texts)
+        candidates = calls.candidates_json(
+            labels, template, multi_label=multi_label, language=language, truncate=truncate, partial=partial
+        )
+        if len(asked) <= 1:
+            # nothing to divide, whatever the limits are
+            return await self._ask(calls.zero_shot(asked, candidates, partial))
+        results: list[ZeroShotResult | Refused] = []
+        for call in zero_shot_calls(asked, len(labels), candidates, partial, (await self.models()).limits):
+            answers = await self._ask(call)
+            results += answers
+        return results
 
     async def _answer(self, batch: Batch) -> list[Answer]:
         return batch.merge(await self._ask(batch.call) if batch.call else ())

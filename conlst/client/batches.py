@@ -1,10 +1,10 @@
 """From any number of pairs to requests within the endpoint's limits, and from their answers back to the order of the pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from conlst.client.answers import Limits, Pair, Prediction, Refused
-from conlst.client.calls import OVERHEAD, Call, pair_json, predict
+from conlst.client.answers import Limits, Pair, Prediction, Refused, ZeroShotResult
+from conlst.client.calls import OVERHEAD, SEPARATOR, Call, pair_json, predict, zero_shot
 
 Item = Pair | Refused
 Answer = Prediction | Refused
@@ -53,7 +53,7 @@ class Batcher:
             self._places.append(item)
             return full
         pair = pair_json(item)
-        size = len(pair) + len(b", ")
+        size = len(pair) + len(SEPARATOR)
         if self._empty + size > self._limits.body_bytes:
             return self.add(Refused("too_long", f"the pair has {len(pair)} bytes, more than a request may hold; shorten it"))
         full = self._make_room(size)
@@ -74,3 +74,21 @@ class Batcher:
     def _make_room(self, size: int) -> Batch | None:
         full = len(self._places) >= self._limits.pairs or self._bytes + size > self._limits.body_bytes
         return self.rest() if full else None
+
+
+def zero_shot_calls(
+    texts: Sequence[bytes], labels: int, candidates: bytes, partial: bool, limits: Limits
+) -> Iterator[Call[Sequence[ZeroShotResult | Refused]]]:
+    """Requests for the labels of texts, in order, each with as many neighbours as the endpoint takes with so many labels.
+
+    A text that no request could hold stands alone in one: the endpoint says best what is too much.
+    """
+    most = max(1, limits.pairs // max(1, labels))
+    empty = OVERHEAD + len(candidates)
+    first, size = 0, empty
+    for index, text in enumerate(texts):
+        size += len(text) + len(SEPARATOR)
+        if index > first and (index - first == most or size > limits.body_bytes):
+            yield zero_shot(texts[first:index], candidates, partial, first)
+            first, size = index, empty + len(text) + len(SEPARATOR)
+    yield zero_shot(texts[first:], candidates, partial, first)

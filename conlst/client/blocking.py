@@ -12,7 +12,7 @@ import httpx
 
 from conlst.client import calls
 from conlst.client.answers import Catalogue, Pair, Prediction, Refused, ZeroShotResult
-from conlst.client.batches import Answer, Batch, Batcher, Item
+from conlst.client.batches import Answer, Batch, Batcher, Item, zero_shot_calls
 from conlst.client.calls import Call, T
 from conlst.client.exchange import Backoff, Exchange, Reply, read
 from conlst.client.origin import Origin
@@ -148,6 +148,7 @@ class Client:
             # what is in flight when the consumer leaves is not asked again
             left.set()
 
+    @overload
     def zero_shot(
         self,
         texts: Sequence[str],
@@ -156,15 +157,59 @@ class Client:
         multi_label: bool = False,
         language: str | None = None,
         truncate: bool = False,
-    ) -> list[ZeroShotResult]:
-        """Candidate labels for texts, as Hugging Face's ``zero-shot-classification`` ranks them.
+        *,
+        partial: Literal[False] = False,
+    ) -> Sequence[ZeroShotResult]: ...
+
+    @overload
+    def zero_shot(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        template: str = calls.TEMPLATE,
+        multi_label: bool = False,
+        language: str | None = None,
+        truncate: bool = False,
+        *,
+        partial: bool,
+    ) -> Sequence[ZeroShotResult | Refused]: ...
+
+    def zero_shot(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        template: str = calls.TEMPLATE,
+        multi_label: bool = False,
+        language: str | None = None,
+        truncate: bool = False,
+        *,
+        partial: bool = False,
+    ) -> Sequence[ZeroShotResult | Refused]:
+        """Candidate labels for texts, in their order, as Hugging Face's ``zero-shot-classification`` ranks them.
+
+        Any number of texts: they are asked in requests within the limits of :meth:`models`, one after another, each with the
+        client's ``timeout``. A text takes one pair of these limits for each label, so more labels than pairs are an error.
 
         Args:
             template: the hypothesis, ``{}`` stands for the label.
             multi_label: score each label by itself; otherwise the scores of a text sum to one.
             language: default: the endpoint detects each text's.
+            truncate: cut texts that are too long for the model instead of refusing them.
+            partial: a bad text becomes a :class:`Refused` in its place; otherwise it ends the call, and the error's ``index``
+                names it.
         """
-        return self._ask(calls.zero_shot(texts, labels, template, multi_label, language, truncate))
+        asked = calls.texts_json(texts)
+        candidates = calls.candidates_json(
+            labels, template, multi_label=multi_label, language=language, truncate=truncate, partial=partial
+        )
+        if len(asked) <= 1:
+            # nothing to divide, whatever the limits are
+            return self._ask(calls.zero_shot(asked, candidates, partial))
+        results: list[ZeroShotResult | Refused] = []
+        for call in zero_shot_calls(asked, len(labels), candidates, partial, self.models().limits):
+            answers = self._ask(call)
+            results += answers
+        return results
 
     def _answer(self, batch: Batch, left: Event) -> list[Answer]:
         def sleep(seconds: float) -> None:

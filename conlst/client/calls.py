@@ -1,6 +1,7 @@
 """What is asked: one value that both clients can send, with the reader of its answer."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,9 @@ from conlst.client.answers import (
 T = TypeVar("T")
 
 TEMPLATE = "This example is {}."
-# bytes that a request for predictions holds beside its pairs, each with a separator of two bytes, and its options
+# between the items of a request's list
+SEPARATOR = b", "
+# bytes that a request holds beside its pairs or texts, each with a separator, and its options
 OVERHEAD = len(b'{"pairs": []')
 
 
@@ -32,6 +35,7 @@ class Call(Generic[T]):
         answers: the statuses that are answers rather than errors.
         parse: whether the answer is JSON.
         repeat: whether to ask again after a failure that may pass.
+        first: place of the request's first text among all that were given, if they need several requests.
     """
 
     method: str
@@ -41,6 +45,7 @@ class Call(Generic[T]):
     answers: tuple[int, ...] = (200,)
     parse: bool = True
     repeat: bool = True
+    first: int = 0
 
 
 MODELS: Call[Catalogue] = Call("GET", "/models", lambda _, answer: read_catalogue(answer))
@@ -70,6 +75,21 @@ def check_concurrency(requests: int) -> None:
         raise ValueError(f"concurrency is {requests}, the number of requests in flight: at least 1")
 
 
+def texts_json(texts: Sequence[str]) -> list[bytes]:
+    """Texts as they stand in a request.
+
+    Raises:
+        TypeError: if they are no strings.
+    """
+    _check_strings("texts", texts)
+    return list(map(_json, texts))
+
+
+def renumbered(message: str, index: int, first: int) -> str:
+    """The endpoint's words about text ``index`` of a request, which follows ``first`` others, with its place among all texts."""
+    return re.sub(rf"\btext {index}\b", f"text {first + index}", message)
+
+
 def options_json(language: str | None, *, truncate: bool, logits: bool, partial: bool, feedback: bool) -> bytes:
     """The settings of a request for predictions; those that are off are left out."""
     switches = {"truncate": truncate, "logits": logits, "partial": partial, "feedback": feedback}
@@ -86,26 +106,55 @@ def predict(pairs: Sequence[bytes], options: bytes, partial: bool) -> Call[Seque
             raise ValueError("a pair is refused by itself though that was not asked for")
         return _complete(predictions, len(pairs))
 
-    return Call("POST", "/predict", read, _body(pairs, options))
+    return Call("POST", "/predict", read, _body("pairs", pairs, options))
 
 
-def _body(pairs: Sequence[bytes], options: bytes) -> bytes:
-    rest = b"}" if options == b"{}" else b", " + options[1:]
-    return b'{"pairs": [' + b", ".join(pairs) + b"]" + rest
+def candidates_json(
+    labels: Sequence[str], template: str, *, multi_label: bool, language: str | None, truncate: bool, partial: bool
+) -> bytes:
+    """What is asked about each text, and the settings; ``partial`` is left out if it is off.
+
+    Raises:
+        TypeError: if labels are no strings.
+    """
+    _check_strings("labels", labels)
+    question: dict[str, Any] = {"labels": list(labels), "template": template, "multi_label": multi_label, "truncate": truncate}
+    if language is not None:
+        question["language"] = language
+    if partial:
+        question["partial"] = True
+    return _json(question)
 
 
 def zero_shot(
-    texts: Sequence[str], labels: Sequence[str], template: str, multi_label: bool, language: str | None, truncate: bool
-) -> Call[list[ZeroShotResult]]:
-    for name, value in (("texts", texts), ("labels", labels)):
-        if isinstance(value, str):
-            # a string is a sequence of strings too
-            raise TypeError(f"{name} is one string; give a list of strings")
-    question: dict[str, Any] = {"texts": list(texts), "labels": list(labels), "template": template}
-    question |= {"multi_label": multi_label, "truncate": truncate}
-    if language is not None:
-        question["language"] = language
-    return Call("POST", "/zero-shot", lambda _, answer: _complete(read_zero_shot(answer), len(texts)), _json(question))
+    texts: Sequence[bytes], candidates: bytes, partial: bool, first: int = 0
+) -> Call[Sequence[ZeroShotResult | Refused]]:
+    """Ask for the labels of texts in JSON, which follow ``first`` others; ``candidates`` says the same of ``partial``."""
+
+    def read(_: int, answer: Any) -> list[ZeroShotResult | Refused]:
+        results = read_zero_shot(answer)
+        if not partial and any(isinstance(item, Refused) for item in results):
+            raise ValueError("a text is refused by itself though that was not asked for")
+        return [
+            Refused(item.kind, renumbered(item.message, index, first)) if isinstance(item, Refused) else item
+            for index, item in enumerate(_complete(results, len(texts)))
+        ]
+
+    return Call("POST", "/zero-shot", read, _body("texts", texts, candidates), first=first)
+
+
+def _body(name: str, items: Sequence[bytes], options: bytes) -> bytes:
+    rest = b"}" if options == b"{}" else b", " + options[1:]
+    return f'{{"{name}": ['.encode() + SEPARATOR.join(items) + b"]" + rest
+
+
+def _check_strings(name: str, values: Sequence[str]) -> None:
+    if isinstance(values, str):
+        # a string is a sequence of strings too
+        raise TypeError(f"{name} is one string; give a list of strings")
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise TypeError(f"{name}[{index}] is of type {type(value).__name__}; give a list of strings")
 
 
 def _complete(answers: list[T], count: int) -> list[T]:

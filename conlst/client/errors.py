@@ -22,7 +22,7 @@ class ApiError(ClientError):
         kind: the stable name that programs compare; ``http_error`` if the answer holds none, as a proxy's does not.
         status: the HTTP status.
         message: what is wrong and what to do.
-        index: which of the request's pairs is meant, if one is.
+        index: which of the pairs or texts that were given is meant, counted from 0, if one is.
         request_id: under which the endpoint's log has it.
     """
 

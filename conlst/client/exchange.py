@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from conlst.client.calls import Call, T
+from conlst.client.calls import Call, T, renumbered
 from conlst.client.errors import KINDS, ApiError, BadAnswer, ClientError, Unreachable
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Exchange:
         """
         if reply.status in self._call.answers:
             return None
-        error = _error(reply, self._url, self.request_id)
+        error = _error(reply, self._url, self.request_id, self._call.first)
         return self._again(error, _retry_after(reply.headers), reply.status not in _PASSING, None)
 
     def _again(self, error: ClientError, retry_after: float, hopeless: bool, cause: Exception | None) -> float:
@@ -129,7 +129,7 @@ def read(call: Call[T], reply: Reply, url: str) -> T:
         ) from error
 
 
-def _error(reply: Reply, url: str, request_id: str) -> ApiError:
+def _error(reply: Reply, url: str, request_id: str, first: int) -> ApiError:
     request_id = reply.headers.get("x-request-id", request_id)
     if 300 <= reply.status < 400:
         target = reply.headers.get("location", "nowhere")
@@ -140,6 +140,8 @@ def _error(reply: Reply, url: str, request_id: str) -> ApiError:
         kind, message, index = str(told["type"]), str(told["message"]), told.get("index")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         kind, message, index = "http_error", f"{url} answers with an error that is not a conlst endpoint's", None
+    if isinstance(index, int):
+        message, index = renumbered(message, index, first), first + index
     return KINDS.get(kind, ApiError)(kind, reply.status, message, index=index, request_id=request_id)
 
 

@@ -1,6 +1,7 @@
 // The section "Pairs": texts in, three probabilities each.
 
 import { about } from "./about.js";
+import { age } from "./age.js";
 import { Refusal, ask } from "./api.js";
 import { bars } from "./bars.js";
 import { busy, byId, make, tell } from "./dom.js";
@@ -18,6 +19,9 @@ const form = byId("pairs-form");
 const list = byId("pairs-list");
 const language = byId("pairs-language");
 const send = form.querySelector('[type="submit"]');
+
+// cards that hold an example as it came: nobody's own words
+const untouched = new WeakSet();
 
 let most = Infinity;
 let fallback = null;
@@ -44,7 +48,7 @@ export function startPairs() {
   byId("pairs-add").addEventListener("click", () => field(addCard(), "premise").focus());
   language.addEventListener("change", () => {
     tell(byId("pairs-language-error"), "", [language]);
-    for (const card of cards()) age(card);
+    for (const card of cards()) age(answerOf(card));
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -64,7 +68,8 @@ function addCard() {
     field(card, name).setAttribute("aria-describedby", `${name}-error-${id} pair-error-${id}`);
     field(card, name).addEventListener("input", () => {
       clear(card);
-      age(card);
+      age(answerOf(card));
+      untouched.delete(card);
     });
   }
   for (const name of ["premise", "hypothesis", "pair"]) errorOf(card, name).id = `${name}-error-${id}`;
@@ -93,14 +98,22 @@ function number() {
   byId("pairs-add").hidden = all.length >= most;
 }
 
+/** Put an example into cards that are empty or hold another one, and into new ones; what a person wrote stays. */
 function fill([premise, ...hypotheses]) {
-  list.replaceChildren();
-  for (const hypothesis of hypotheses.slice(0, most)) {
-    const card = addCard();
+  const free = cards().filter((card) => untouched.has(card) || texts(card).every((text) => !text.value.trim()));
+  const room = most - cards().length + free.length;
+  tell(byId("pairs-error"), room > 0 ? "" : "What you wrote stays. Remove a pair to see an example.");
+  for (const hypothesis of hypotheses.slice(0, Math.max(0, room))) {
+    const card = free.shift() ?? addCard();
     field(card, "premise").value = premise;
     field(card, "hypothesis").value = hypothesis;
+    untouched.add(card);
+    clear(card);
+    wait(card);
   }
-  byId("pairs-about").hidden = true;
+  for (const card of free) card.remove();
+  number();
+  byId("pairs-about").hidden = !list.querySelector(".verdict");
   send.focus();
 }
 
@@ -173,7 +186,7 @@ function show(card, asked, prediction, body) {
     answerOf(card).append(make("p", { class: "note", text: "The pair was cut to what the model reads." }));
   // someone may have written on while the answer was under way
   const now = read(card);
-  if (now.premise !== asked.premise || now.hypothesis !== asked.hypothesis) age(card);
+  if (now.premise !== asked.premise || now.hypothesis !== asked.hypothesis) age(answerOf(card));
 }
 
 function said(predictions) {
@@ -212,11 +225,4 @@ function clear(card) {
 
 function wait(card) {
   answerOf(card).replaceChildren(make("p", { class: "empty", text: "The answer appears here." }));
-}
-
-/** An answer whose question has changed since says so. */
-function age(card) {
-  if (answerOf(card).querySelector(".verdict") && !answerOf(card).querySelector(".stale")) {
-    answerOf(card).prepend(make("p", { class: "stale", text: "Changed since this answer." }));
-  }
 }

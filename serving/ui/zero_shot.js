@@ -1,6 +1,7 @@
 // The section "Zero-shot": a text under labels of one's own.
 
 import { about } from "./about.js";
+import { age } from "./age.js";
 import { Refusal, ask } from "./api.js";
 import { bars } from "./bars.js";
 import { busy, byId, make, tell } from "./dom.js";
@@ -12,24 +13,24 @@ const form = byId("zero-form");
 const list = byId("zero-labels");
 const entry = byId("zero-label");
 const answer = byId("zero-answer");
+const nothing = answer.querySelector(".empty");
 const send = form.querySelector('[type="submit"]');
 const FIELDS = { text: byId("zero-text"), label: entry, template: byId("zero-template"), language: byId("zero-language") };
 const errorOf = (name) => byId(`zero-${name}-error`);
 
 let labels = [];
 let fallback = null;
+// the text of the example as it came: nobody's own words
+let example = "";
+// the question of the answer that is shown
+let answered = "";
 
 export function startZeroShot() {
   onLook((catalogue) => {
     if (catalogue) fallback = catalogue.fallback;
   });
   followLanguages(FIELDS.language, byId("zero-language-hint"));
-  offerExample(byId("zero-example"), FIELDS.language, onLook, ([premise]) => {
-    FIELDS.text.value = premise;
-    labels = ["sport", "politics", "cooking", "weather"];
-    showLabels();
-    send.focus();
-  });
+  offerExample(byId("zero-example"), FIELDS.language, onLook, fill);
   byId("zero-add").addEventListener("click", () => {
     take();
     entry.focus();
@@ -48,6 +49,7 @@ export function startZeroShot() {
   for (const [name, field] of Object.entries(FIELDS)) {
     field.addEventListener("input", () => tell(errorOf(name), "", [field]));
   }
+  form.addEventListener("input", follow);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     take();
@@ -58,10 +60,14 @@ export function startZeroShot() {
   });
 }
 
-/** Move what stands in the entry to the labels, each once. */
+/** The labels and what still stands in the entry, each once. */
+function written() {
+  const entered = entry.value.split(/[,،、，\n]/).map((label) => label.trim());
+  return [...new Set([...labels, ...entered.filter(Boolean)])];
+}
+
 function take() {
-  const written = entry.value.split(/[,،、，\n]/).map((label) => label.trim());
-  labels = [...new Set([...labels, ...written.filter(Boolean)])];
+  labels = written();
   entry.value = "";
   showLabels();
   if (labels.length) tell(errorOf("label"), "", [entry]);
@@ -70,7 +76,27 @@ function take() {
 function drop(index) {
   labels = labels.filter((_, place) => place !== index);
   showLabels();
+  follow();
   entry.focus();
+}
+
+/** Put an example where nothing is, or another example; what a person wrote stays. */
+function fill([premise]) {
+  const wantsText = !FIELDS.text.value.trim() || FIELDS.text.value === example;
+  const wantsLabels = !written().length;
+  if (wantsText) {
+    example = premise;
+    FIELDS.text.value = premise;
+    tell(errorOf("text"), "", [FIELDS.text]);
+  }
+  if (wantsLabels) {
+    labels = ["sport", "politics", "cooking", "weather"];
+    showLabels();
+    tell(errorOf("label"), "", [entry]);
+  }
+  tell(byId("zero-error"), wantsText || wantsLabels ? "" : "What you wrote stays. Empty the text to see an example.");
+  follow();
+  send.focus();
 }
 
 function showLabels() {
@@ -92,25 +118,36 @@ async function sort() {
   if (!/^[^{}]*\{\}[^{}]*$/.test(FIELDS.template.value))
     tell(errorOf("template"), "Put {} once, where the label goes, and no other brace.", [FIELDS.template]);
   if (focusWrong()) return;
-  const multi = byId("zero-multi").checked;
-  const question = {
-    text: FIELDS.text.value,
-    labels,
-    template: FIELDS.template.value,
-    multi_label: multi,
-    truncate: byId("zero-truncate").checked,
-  };
-  if (FIELDS.language.value) question.language = FIELDS.language.value;
+  const question = read();
   answer.setAttribute("aria-busy", "true");
   try {
     const { body, timing } = await ask("zero-shot", { question });
-    show(body, timing, multi);
+    show(body, timing, question.multi_label);
+    answered = JSON.stringify(question);
+    // someone may have written on while the answer was under way
+    follow();
   } catch (problem) {
     if (!(problem instanceof Refusal)) throw problem;
     refuse(problem);
   } finally {
     answer.removeAttribute("aria-busy");
   }
+}
+
+function read() {
+  const question = {
+    text: FIELDS.text.value,
+    labels: written(),
+    template: FIELDS.template.value,
+    multi_label: byId("zero-multi").checked,
+    truncate: byId("zero-truncate").checked,
+  };
+  if (FIELDS.language.value) question.language = FIELDS.language.value;
+  return question;
+}
+
+function follow() {
+  if (JSON.stringify(read()) !== answered) age(answer);
 }
 
 function show(body, timing, multi) {
@@ -151,6 +188,8 @@ function refuse(problem) {
   const told = `${problem.kind} ${message}`.toLowerCase();
   // of the statuses that speak of the question; the others speak of the server
   const ofQuestion = [400, 404, 413, 422].includes(problem.status);
+  // the answer that stands there is not to this question
+  if (ofQuestion) answer.replaceChildren(nothing);
   const named = ofQuestion && ["language", "template", "label", "text"].find((name) => new RegExp(`(\\b|_)${name}`).test(told));
   if (named) tell(errorOf(named), capital(message), [FIELDS[named]]);
   else tell(byId("zero-error"), message);
