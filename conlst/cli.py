@@ -63,7 +63,8 @@ def train_source(options: argparse.Namespace) -> Result:
     folders.ingest(config, "source", _local(options.data, work), "en", pairs)
     if options.dev:
         folders.ingest(config, "source_dev", _local([options.dev], work), "en", dev)
-    folders.train_source_model(config, pairs, options.out, dev if options.dev else None)
+    start = Path(_one_local(options.start, work)) if options.start else None
+    folders.train_source_model(config, pairs, options.out, dev if options.dev else None, start=start)
     if rank := _rank():
         return {"process": rank}
     published = {}
@@ -459,6 +460,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train-source", train_source, "stage 0: fine-tune a multilingual encoder on labelled English pairs")
     sub.add_argument("--data", nargs="+", required=True, metavar="FILE", help="labelled English pairs")
     sub.add_argument("--dev", metavar="FILE", help="labelled English pairs to report accuracy on")
+    sub.add_argument("--start", metavar="DIR", help="a source model to train further, in place of the bare backbone")
     sub.add_argument("--out", type=Path, required=True, help="folder of the model")
     sub.add_argument("--store", metavar="S3-PREFIX", help="publish the model there too; its address is printed")
 

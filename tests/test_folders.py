@@ -856,6 +856,27 @@ def test_the_bars_of_several_languages_are_told_apart(world: World, tmp_path: Pa
     ]
 
 
+def test_a_source_model_is_trained_further(world: World, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    folders.ingest(world.config(), "source", [str(write_tsv(tmp_path / "more.tsv", tiny_pairs(24, 77)))], "en", more)
+    start, out = load_model(world.model), tmp_path / "m"
+    folders.train_source_model(world.config(source={"epochs": 1, "lr": 1e-12}), more, out, start=world.model)
+    further = load_model(out)
+    for name, weight in start.classifier.named_parameters():
+        torch.testing.assert_close(dict(further.classifier.named_parameters())[name], weight, atol=1e-6, rtol=1e-4)
+    assert read_manifest(out).parents == {"pairs": digest(more), "start": digest(world.model)}
+    known, seen = (set(model.seen["source"].tolist()) for model in (start, further))
+    assert known < seen
+
+
+def test_a_source_model_of_another_backbone_is_not_trained_further(world: World, tmp_path: Path) -> None:
+    config = world.config(source={"epochs": 1})
+    other = config.model_copy(update={"backbone": config.backbone.model_copy(update={"pooling": "cls"})})
+    with pytest.raises(ConfigError, match=r"was made with other settings of the backbone \(pooling\)"):
+        folders.train_source_model(other, world.pairs("source"), tmp_path / "m", start=world.model)
+    assert not (tmp_path / "m").exists()
+
+
 def hops(path: Path, rows: Rows) -> str:
     """A table that goes from English to Spanish and on to French; one text has no French."""
     texts = sorted({row[side] for row in rows for side in ("premise", "hypothesis")})

@@ -11,13 +11,13 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from conlst.contract.artifacts import read_manifest, republish, verify
-from conlst.contract.config import Config
+from conlst.contract.config import Config, config_from_dict
 from conlst.contract.errors import ConfigError
 from conlst.data.pairs import check_no_leak, fingerprint, read_pairs, require_labels
 from conlst.data.substitution import synonym_copies
 from conlst.data.synonyms import read_synonyms
 from conlst.model.backbones import load_backbone
-from conlst.model.folder import save_model
+from conlst.model.folder import Model, load_model, save_model
 from conlst.model.starter import load_starter
 from conlst.parallel import in_processes, world
 from conlst.stages.folders.checkpoints import checkpoints_for
@@ -57,14 +57,16 @@ def train_source_model(
     *,
     sink: MetricSink | None = None,
     auxiliary: Mapping[str, Path] | None = None,
+    start: Path | None = None,
 ) -> None:
     """Stage 0: publish the backbone fine-tuned on labelled English pairs, with its accuracy on ``dev``.
 
     Args:
         auxiliary: labelled pairs of the languages of ``source.meta_learning``.
+        start: a source model to train further, in place of the bare backbone.
 
     Raises:
-        ConfigError: if the auxiliary languages are not those of the configuration.
+        ConfigError: if the auxiliary languages are not those of the configuration, or ``start`` was made of another backbone.
     """
     source = read_pairs(pairs)
     require_labels(source, str(pairs))
@@ -75,8 +77,8 @@ def train_source_model(
         checked = read_pairs(dev)
         require_labels(checked, str(dev))
         check_no_leak(source, checked, ("the source data", "the development data"))
-    model = load_backbone(config.backbone, config.seed)
-    parents = {"pairs": read_manifest(pairs).digest}
+    model = _trained_before(start, config) if start else load_backbone(config.backbone, config.seed)
+    parents = {"pairs": read_manifest(pairs).digest} | ({"start": model.digest} if start else {})
     parents |= {f"auxiliary/{language}": read_manifest(folder).digest for language, folder in (auxiliary or {}).items()}
     trained, copies = _with_synonyms(source, config)
     identity = [config.source.model_dump(), model.digest, parents, fingerprint(trained), fingerprint(copies) if copies else None]
@@ -111,8 +113,11 @@ def train_source_model(
             kept = source.select(sorted(chosen.tolist())).with_format("arrow")[:]
             pq.write_table(kept, folder / KEPT_PAIRS, compression="zstd")
 
+    hashes = [hashes_of(one) for one in (source, *learned.values())]
+    if "source" in model.seen:
+        hashes.append(model.seen["source"])
     save_model(
-        replace(model, seen={"source": torch.cat([hashes_of(one) for one in (source, *learned.values())]).unique()}),
+        replace(model, seen={**model.seen, "source": torch.cat(hashes).unique()}),
         out,
         config=config.to_dict(),
         parents=parents,
@@ -131,6 +136,16 @@ def resolve_source_model(name: str, folder: Path) -> Path:
     if not folder.exists():
         _save_starter(folder)
     return folder
+
+
+def _trained_before(start: Path, config: Config) -> Model:
+    made = config_from_dict(read_manifest(start, "model").config, str(start)).backbone
+    if made != config.backbone:
+        changed = [name for name, value in made.model_dump().items() if value != getattr(config.backbone, name)]
+        raise ConfigError(
+            f"{start} was made with other settings of the backbone ({', '.join(changed)}); train further with those of its own"
+        )
+    return load_model(start)
 
 
 def _with_synonyms(source: Dataset, config: Config) -> tuple[Dataset, Dataset | None]:
