@@ -380,3 +380,27 @@ def test_without_an_iteration_only_the_bias_moves(world: World) -> None:
 def test_no_iteration_and_no_rebalancing_is_nothing(world: World) -> None:
     with pytest.raises(ConfigError, match="max_iterations 0 does nothing without rebalance"):
         world.config(max_iterations=0)
+
+
+def test_shares_that_are_known_take_the_place_of_the_sources(world: World) -> None:
+    shares = (0.2, 0.5, 0.3)
+    config = world.config(rule="fixed", align=True, rebalance=True, shares=shares, max_iterations=1)
+    outcome = run(world, config)
+    assert outcome.rounds[0].pseudo_labels == align(world.predict(config), torch.tensor(shares)).argmax(1).tolist()
+    model = copy.deepcopy(world.start.classifier)
+    model.load_state_dict(outcome.weights)
+    found = predict_logits(model, world.pool, config.compute, config.evaluate.batch_tokens).softmax(1).mean(0)
+    torch.testing.assert_close(found, torch.tensor(shares), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"align": True, "shares": (0.5, 0.3, 0.3)}, "add up to 1.1, not to 1"),
+        ({"align": True, "shares": (1.0, 0.0, 0.0)}, "shares"),
+        ({"shares": (0.5, 0.3, 0.2)}, "changes nothing without align or rebalance"),
+    ],
+)
+def test_wrong_shares_are_refused(world: World, settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        world.config(**settings)

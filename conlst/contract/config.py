@@ -267,6 +267,9 @@ class BackTranslation(Section):
     pivots: dict[str, str] = Field(default_factory=dict)
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class SelfTrain(Optimisation):
     """Stage 2, self-training as semi-supervised learning, eq. 9-14.
 
@@ -276,10 +279,10 @@ class SelfTrain(Optimisation):
             ``softmatch`` find their bars, or weights, from the predictions themselves.
         threshold: γ of the rules ``flexmatch`` and ``fixed``; ``floor`` is the lowest bar of every rule that has bars.
         coverage: share of each predicted class that the rule ``quantile`` takes.
-        align: rescale the predictions so that each language's pool has the source's class shares, before anything is selected.
-            A pool whose classes have other shares is hurt by it.
-        rebalance: end with the classifier's bias shifted until the pool's mean prediction has the source's class shares. The same
-            holds.
+        align: rescale the predictions so that each language's pool has the class shares of ``shares``, before anything is
+            selected. A pool whose classes have other shares is hurt by it.
+        rebalance: end with the classifier's bias shifted until the pool's mean prediction has these shares. The same holds.
+        shares: of entailment, neutral and contradiction in the pools, if they are known; ``None`` for the source's.
         views: dropout views that must all agree with a pseudo-label; 0 asks none.
         max_iterations: rounds of predict, select, train; fewer if less than ``stop_below`` of the pseudo-labels change. 0 trains
             nothing and leaves what ``rebalance`` does.
@@ -299,6 +302,7 @@ class SelfTrain(Optimisation):
     coverage: float = Field(0.4, gt=0, le=1)
     align: bool = False
     rebalance: bool = False
+    shares: tuple[Share, Share, Share] | None = None
     views: int = Field(0, ge=0)
     floor: float = Field(0.5, ge=1 / 3, lt=1)
     target_weight: float = Field(1.0, ge=0)
@@ -318,6 +322,14 @@ class SelfTrain(Optimisation):
     def _does_something(self) -> Self:
         if not (self.max_iterations or self.rebalance):
             raise ValueError("selftrain.max_iterations 0 does nothing without rebalance; set it to true, or ask for an iteration")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_of_a_whole(self) -> Self:
+        if self.shares and abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"selftrain.shares {self.shares} add up to {sum(self.shares):g}, not to 1")
+        if self.shares and not (self.align or self.rebalance):
+            raise ValueError("selftrain.shares changes nothing without align or rebalance; set one of them to true")
         return self
 
 

@@ -86,7 +86,7 @@ def self_train(
     kept = checkpoints.load() if checkpoints else None
     rounds = [Round(**done) for done in kept.state["rounds"]] if kept else []
     parts = _parts(languages, len(pool))
-    shares = class_shares(source_labels, 3)
+    shares = torch.tensor(stage.shares) if stage.shares else class_shares(source_labels, 3)
 
     while len(rounds) < stage.max_iterations:
         if kept:
