@@ -1,7 +1,6 @@
 """From pairs and their models to logits: each model's pairs go to the scheduler, all models' beside each other."""
 
 import asyncio
-import time
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,7 +9,7 @@ import numpy as np
 
 from conlst.runtime.tokens import Encoded, Pair
 from serving.models import Served
-from serving.scheduler import Logits, Scheduler
+from serving.scheduler import Logits, Scheduler, Tokenized
 
 T = TypeVar("T")
 
@@ -82,14 +81,13 @@ async def encode(
     for index, served in models.items():
         places.setdefault(id(served), []).append(index)
 
-    async def one(of_one: list[int]) -> Part:
-        served = models[of_one[0]]
-        return Part(served, of_one, await scheduler.encode(served.predictor, [pairs[index] for index in of_one], deadline))
+    async def one(of_one: list[int]) -> Tokenized:
+        return await scheduler.encode(models[of_one[0]].predictor, [pairs[index] for index in of_one], deadline)
 
-    begin = time.monotonic()
-    parts = await _all(one(of_one) for of_one in places.values())
-    timing.tokenize = time.monotonic() - begin
-    return parts
+    tokenized = await _all(one(of_one) for of_one in places.values())
+    timing.queue += max((each.queue_seconds for each in tokenized), default=0.0)
+    timing.tokenize = max((each.tokenize_seconds for each in tokenized), default=0.0)
+    return [Part(models[of_one[0]], of_one, each.encoded) for of_one, each in zip(places.values(), tokenized, strict=True)]
 
 
 async def score(scheduler: Scheduler, parts: Sequence[Part], deadline: float, timing: Timing) -> list[Scores]:
@@ -99,13 +97,12 @@ async def score(scheduler: Scheduler, parts: Sequence[Part], deadline: float, ti
         ApiError: 429 if too much waits, 504 after the deadline.
     """
 
-    async def one(part: Part) -> Scores:
-        scored = await scheduler.score(part.served.predictor, part.encoded, deadline, partial=True)
-        timing.queue = max(timing.queue, scored.queue_seconds)
-        timing.inference = max(timing.inference, scored.inference_seconds)
-        return Scores(part, scored.logits, [part.places[row] for row in scored.failed])
-
-    return await _all(one(part) for part in parts)
+    scored = await _all(scheduler.score(part.served.predictor, part.encoded, deadline) for part in parts)
+    timing.queue += max((each.queue_seconds for each in scored), default=0.0)
+    timing.inference = max((each.inference_seconds for each in scored), default=0.0)
+    return [
+        Scores(part, each.logits, [part.places[row] for row in each.failed]) for part, each in zip(parts, scored, strict=True)
+    ]
 
 
 async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:

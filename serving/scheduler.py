@@ -4,8 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import TypeVar
@@ -26,6 +26,22 @@ Logits = NDArray[np.float32]
 
 # how much of what was measured before still counts after a run: the speed is that of the last twenty or so
 _MEMORY = 0.95
+# characters; XLM-R's tokenizer takes 8 ms for as many that it has never seen, 1 ms for most
+_SLICE = 4000
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A request's tokens.
+
+    Attributes:
+        queue_seconds: time that the request waited, beside ``tokenize_seconds``.
+        tokenize_seconds: time in which it was tokenised.
+    """
+
+    encoded: Encoded
+    queue_seconds: float
+    tokenize_seconds: float
 
 
 @dataclass(frozen=True)
@@ -68,11 +84,12 @@ class _Request:
 class Scheduler:
     """Gathers the rows of requests while runs compute, and begins the next one as soon as one of them ends.
 
-    Small runs side by side compute more than one large run that divides its operators among the CPUs, half as much again and more
-    (``benchmarks/serving_limit.py``). Models take turns, a run each. Within a model :class:`serving.rows.Rows` decides.
+    In INT8 small runs side by side compute more than one large run that divides its operators among the CPUs, half as much again
+    and more; in float32 they are on par (``benchmarks/serving_limit.py``). Models take turns, a run each. Within a model
+    :class:`serving.rows.Rows` decides.
 
-    Whoever finds it full is sent away at once: a queue without a bound turns an overload into answers that come when nobody waits
-    for them any more.
+    Whoever finds it full, or cannot be answered before its deadline, is sent away at once: otherwise an overload turns into
+    answers that come when nobody waits for them any more.
 
     Args:
         max_waiting: requests that may wait, in the queue or to be tokenised.
@@ -94,8 +111,10 @@ class Scheduler:
         self._idle = runs
         self._closed = False
         self._tokens, self._seconds = 0.0, 0.0
-        # two, so that a request of long texts does not hold up the others'
-        self._tokenizing = ThreadPoolExecutor(2, "conlst-tokenize")
+        # A lane for requests of one slice, and one in which longer ones take turns, slice by slice. Our tokenizer is pure Python,
+        # so both together are no faster than one, but the interpreter is handed on between them every 5 ms: a short request never
+        # waits for a long one, and the long ones keep half of the time, where behind all shorter ones they might wait for ever.
+        self._short, self._long = (ThreadPoolExecutor(1, f"conlst-tokenize-{lane}") for lane in ("short", "long"))
         self._threads = [Thread(target=self._compute, name=f"conlst-compute-{number}", daemon=True) for number in range(runs)]
         for thread in self._threads:
             thread.start()
@@ -119,36 +138,41 @@ class Scheduler:
         with self._changed:
             self._check_room(0)
 
-    async def encode(self, predictor: Predictor, pairs: Sequence[Pair], deadline: float | None = None) -> Encoded:
-        """Tokenise a request off the event loop. Refused when full already, since it would only be refused later.
+    async def encode(self, predictor: Predictor, pairs: Sequence[Pair], deadline: float) -> Tokenized:
+        """Tokenise a request off the event loop. Refused if it would only be refused later.
+
+        Args:
+            deadline: on the clock of ``time.monotonic``.
 
         Raises:
             ApiError: as :meth:`score`.
         """
+        came = time.monotonic()
         with self._changed:
-            self._check_room(0)
+            self._admit(predictor, 0, deadline)
             self._encoding += 1
-        future = self._tokenizing.submit(predictor.encode, pairs)
-        future.add_done_callback(self._encoded)
-        return await _until(deadline, asyncio.wrap_future(future))
+        try:
+            parts, seconds = await _until(deadline, self._in_slices(predictor, pairs))
+        finally:
+            with self._changed:
+                self._encoding -= 1
+        ids = [row for part in parts for row in part.ids]
+        encoded = Encoded(ids, np.concatenate([part.lengths for part in parts]))
+        return Tokenized(encoded, max(0.0, time.monotonic() - came - seconds), seconds)
 
-    async def score(
-        self, predictor: Predictor, encoded: Encoded, deadline: float | None = None, *, partial: bool = False
-    ) -> Scored:
+    async def score(self, predictor: Predictor, encoded: Encoded, deadline: float) -> Scored:
         """Wait for a request's logits. Cancelled, its rows leave the queue.
 
         Args:
             deadline: on the clock of ``time.monotonic``; what no run has begun with by then is not computed.
-            partial: return what a model could compute of a request and name what it could not, rather than raise.
 
         Raises:
-            ApiError: 429 if too much waits, 504 if the deadline passed, 503 if the server is ending, 500 naming the first pair
-                that the model could not compute.
+            ApiError: 429 if too much waits, altogether or for the deadline, 504 if it passed, 503 if the server is ending.
         """
         request = _Request(
             predictor,
             encoded.ids,
-            math.inf if deadline is None else deadline,
+            deadline,
             loop := asyncio.get_running_loop(),
             loop.create_future(),
             np.full((len(encoded.ids), len(NAMES)), np.nan, np.float32),
@@ -164,42 +188,56 @@ class Scheduler:
                     self._withdraw(request)
         if request.error is not None:
             raise request.error
-        if request.failed and not partial:
-            index = min(request.failed)
-            raise ApiError(
-                500, "internal", f"the model cannot compute pair {index}; the server's log has the reason", index=index
-            )
         waited = time.monotonic() - request.came - request.inference_seconds
         return Scored(request.logits, tuple(sorted(request.failed)), max(0.0, waited), request.inference_seconds)
 
-    def close(self, seconds: float = 20.0) -> None:
-        """Refuse what is new, compute what waits, for so long at most; what then still waits is refused too."""
+    def close(self) -> None:
+        """Refuse what is new and what waits. Runs that are under way end by themselves."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
-        end = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        with self._changed:
             left = list(self._waiting)
             for request in left:
                 self._withdraw(request)
                 request.error = closing()
             self._changed.notify_all()
         _answer(left)
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        for lane in (self._short, self._long):
+            lane.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_slices(self, predictor: Predictor, pairs: Sequence[Pair]) -> tuple[list[Encoded], float]:
+        """A request's tokens, and the seconds in which a thread tokenised it."""
+        lane = self._short if sum(map(_characters, pairs)) <= _SLICE else self._long
+        parts, seconds = [], 0.0
+        for part in _slices(pairs):
+            with self._changed:
+                if self._closed:
+                    raise closing()
+                # one at a time, so that the next one comes after those of the others
+                future = lane.submit(_encode, predictor, part)
+            encoded, took = await asyncio.wrap_future(future)
+            parts.append(encoded)
+            seconds += took
+        return parts, seconds
 
     def _enter(self, request: _Request) -> None:
         lengths = [len(row) for row in request.ids]
         with self._changed:
-            if request.deadline <= request.came:
-                raise _too_late()
-            self._check_room(sum(lengths))
+            self._admit(request.predictor, sum(lengths), request.deadline)
             queue = self._queues.setdefault(request.predictor, Rows())
             request.waiting = {row.place: row for row in queue.add(request, lengths)}
             self._waiting.add(request)
             self._waiting_tokens += sum(lengths)
             self._changed.notify_all()
+
+    def _admit(self, predictor: Predictor, tokens: int, deadline: float) -> None:
+        """Refuse what would wait in vain. With the lock held."""
+        now = time.monotonic()
+        if deadline <= now:
+            raise _too_late()
+        self._check_room(tokens)
+        # an estimate turns nobody away for whom there is nothing to wait
+        if self._waiting_tokens and now + self._seconds_of(self._until_done(predictor, tokens)) > deadline:
+            raise self._busy("what waits takes longer than the deadline leaves")
 
     def _check_room(self, tokens: int) -> None:
         """With the lock held."""
@@ -208,11 +246,23 @@ class Scheduler:
         # what an idle thread is about to take does not wait
         crowded = self.waiting >= self._max_waiting + self._idle
         if crowded or (self._waiting_tokens and self._waiting_tokens + tokens > self._max_waiting_tokens):
-            # by then all that waits now has been computed; before anything was measured a second is a guess
-            seconds = self._waiting_tokens * self._seconds / self._tokens / len(self._threads) if self._tokens else 1.0
-            wait = max(1, math.ceil(seconds))
-            message = f"too many requests are waiting; try again in {wait} s"
-            raise ApiError(429, "busy", message, headers={"Retry-After": str(wait)})
+            raise self._busy("too many requests are waiting")
+
+    def _busy(self, problem: str) -> ApiError:
+        """With the lock held."""
+        # by then all that waits now has been computed; before anything was measured a second is a guess
+        wait = max(1, math.ceil(self._seconds_of(self._waiting_tokens)))
+        return ApiError(429, "busy", f"{problem}; try again in {wait} s", headers={"Retry-After": str(wait)})
+
+    def _until_done(self, predictor: Predictor, tokens: int) -> int:
+        """Tokens that are computed before a request is answered that comes now with so many. With the lock held."""
+        own = self._queues.get(predictor, Rows()).until_done(tokens)
+        # models take turns: meanwhile each of the others computes as much, if it has as much
+        return own + sum(min(own, queue.tokens) for model, queue in self._queues.items() if model is not predictor)
+
+    def _seconds_of(self, tokens: int) -> float:
+        """What all threads take for so many, 0 before anything was measured. With the lock held."""
+        return tokens * self._seconds / self._tokens / len(self._threads) if self._tokens else 0.0
 
     def _withdraw(self, request: _Request) -> None:
         """Drop the rows that no run has begun with. With the lock held."""
@@ -231,10 +281,6 @@ class Scheduler:
             del row.owner.waiting[row.place]
             if not row.owner.waiting:
                 self._waiting.discard(row.owner)
-
-    def _encoded(self, _: "Future[Encoded]") -> None:
-        with self._changed:
-            self._encoding -= 1
 
     def _compute(self) -> None:
         while self._wait():
@@ -284,13 +330,37 @@ class Scheduler:
             return []
         predictor = next(iter(self._queues))
         queue = self._queues.pop(predictor)
-        # a thread leaves the others that are idle their share
-        rows = queue.take(min(self._batch_tokens, math.ceil(queue.tokens / self._idle)))
+        # a thread leaves their share to the others that are idle, but for those that the other models' queues will take
+        sharing = max(1, self._idle - len(self._queues))
+        rows = queue.take(min(self._batch_tokens, math.ceil(queue.tokens / sharing)))
         if queue:
             self._queues[predictor] = queue
         self._begin(rows)
         # their requests' own timers answer them
         return [row for row in rows if now < row.owner.deadline]
+
+
+def _characters(pair: Pair) -> int:
+    return sum(map(len, pair))
+
+
+def _slices(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """In order, each of at most ``_SLICE`` characters or of one pair."""
+    slices: list[list[Pair]] = [[]]
+    room = _SLICE
+    for pair in pairs:
+        if slices[-1] and _characters(pair) > room:
+            slices.append([])
+            room = _SLICE
+        slices[-1].append(pair)
+        room -= _characters(pair)
+    return slices
+
+
+def _encode(predictor: Predictor, pairs: Sequence[Pair]) -> tuple[Encoded, float]:
+    """With the seconds that it took."""
+    begin = time.monotonic()
+    return predictor.encode(pairs), time.monotonic() - begin
 
 
 def _logits(predictor: Predictor, ids: list[list[int]]) -> Logits:
@@ -325,9 +395,9 @@ def _wake(answered: list[asyncio.Future[None]]) -> None:
             future.set_result(None)
 
 
-async def _until(deadline: float | None, result: "asyncio.Future[T]") -> T:
+async def _until(deadline: float, result: Awaitable[T]) -> T:
     try:
-        async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+        async with asyncio.timeout(deadline - time.monotonic()):
             return await result
     except TimeoutError:
         raise _too_late() from None

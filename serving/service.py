@@ -88,7 +88,7 @@ class Nli:
     def finish(self) -> None:
         """Runs when every request has its answer: the server took no new ones since it was told to end."""
         self.watcher.stop()
-        self.scheduler.close(0)
+        self.scheduler.close()
         self.feedback.close(FLUSH_SECONDS)
 
     async def __is_ready__(self) -> bool:

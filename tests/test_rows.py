@@ -83,6 +83,39 @@ def test_those_that_came_long_after_the_first_are_left_however_well_they_fit():
     assert [row.owner for row in rows.take(BUDGET)] == ["first"]
 
 
+class TestWhatIsComputedUntilAnOwnerIsDone:
+    def test_is_its_own_where_nothing_waits(self):
+        assert Rows().until_done(50) == 50
+
+    def test_counts_those_that_came_before_and_as_many_that_will_pass_it(self):
+        rows = Rows()
+        for owner in range(6):
+            rows.add(owner, [20])
+        assert rows.until_done(30) == 120 + 30 + 30
+        # where few wait, few come
+        assert rows.until_done(500) == 120 + 500 + 120
+
+    def test_leaves_out_what_a_large_one_has_after_it(self):
+        rows = Rows()
+        rows.add("large", [20] * 500)
+        rows.take(BUDGET)
+        assert rows.until_done(20) <= 100
+
+    @given(st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=20), max_size=12), st.lists(st.integers(1, 50), min_size=1))
+    def test_is_close_if_nobody_else_comes(self, requests, own):
+        rows = Rows()
+        for owner, lengths in enumerate(requests):
+            rows.add(owner, lengths)
+        expected = rows.until_done(sum(own))
+        left, computed = len(rows.add("own", own)), 0
+        while left:
+            taken = rows.take(BUDGET)
+            left -= sum(row.owner == "own" for row in taken)
+            computed += sum(row.length for row in taken)
+        # rows of like lengths are taken along
+        assert computed <= expected + 49 * 50
+
+
 def test_the_tokens_that_wait_are_known():
     rows = Rows()
     added = rows.add("a", [10, 20, 60])

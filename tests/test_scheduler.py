@@ -1,5 +1,7 @@
 import asyncio
 import gc
+import math
+import threading
 import time
 import weakref
 from threading import Event
@@ -14,15 +16,23 @@ from conlst.model.starter import load_starter
 from conlst.runtime.onnx import Predictor
 from conlst.runtime.tokens import Encoded
 from conlst.stages.export import export_onnx
+from serving.compute import Timing
+from serving.compute import encode as encode_parts
+from serving.compute import score as score_parts
 from serving.errors import ApiError
 from serving.scheduler import Scheduler
 from tiny_onnx import PAIRS, WORDS, slow_logits, tiny_onnx_folder
 
 BAD = 666
+NEVER = math.inf
+# a pair of more characters than are tokenised without a break
+LONG = ("w" * 3900, "w" * 3900)
 
 
 class Model:
     """Stands for a predictor: a row's logits are its first token, its length and nothing. It can be held in the middle of a run.
+
+    A pair is five tokens, each as its premise is long.
 
     Attributes:
         runs: the first tokens of the rows of each run.
@@ -51,6 +61,36 @@ class Model:
         return encoded(*(len(premise) for premise, _ in pairs))
 
 
+class Reader(Model):
+    """Can be held in the middle of tokenising instead.
+
+    Attributes:
+        read: the pairs that were tokenised, in their order.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def encode(self, pairs):
+        self.read += pairs
+        self.begun.set()
+        assert self.free.wait(30)
+        return super().encode(pairs)
+
+
+class Slow(Model):
+    """Computes ten tokens a second, by a clock of its own."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def run(self, rows):
+        self.clock.now += 0.1 * sum(map(len, rows))
+        return super().run(rows)
+
+
 def encoded(*tokens: int, length: int = 5) -> Encoded:
     return Encoded([[token] * length for token in tokens], np.full(len(tokens), length))
 
@@ -62,9 +102,9 @@ def scheduler():
     made.close()
 
 
-async def begin(scheduler, model, *tokens, **options) -> asyncio.Task:
+async def begin(scheduler, model, *tokens, deadline=NEVER) -> asyncio.Task:
     """A request that waits or is being computed."""
-    task = asyncio.create_task(scheduler.score(model, encoded(*tokens), **options))
+    task = asyncio.create_task(scheduler.score(model, encoded(*tokens), deadline))
     # one step is enough for it to enter
     await asyncio.sleep(0)
     return task
@@ -91,7 +131,7 @@ def test_many_requests_in_two_languages_get_their_own_answers_in_their_own_order
     async def ask(number: int) -> None:
         pairs = [PAIRS[(number + place) % 4] for place in range(1 + number % 4)]
         model = models[number % 2]
-        found = await scheduler.score(model, await scheduler.encode(model, pairs))
+        found = await scheduler.score(model, (await scheduler.encode(model, pairs, NEVER)).encoded, NEVER)
         np.testing.assert_allclose(found.logits, slow_logits(pairs, seed=number % 2), atol=1e-5)
         assert not found.failed
 
@@ -175,14 +215,9 @@ def test_a_queue_is_over_sooner_by_as_many_runs_as_there_are(pair, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("serving.scheduler.time", SimpleNamespace(monotonic=lambda: clock.now))
 
-    class Slow(Model):
-        def run(self, rows):
-            clock.now += 0.1 * sum(map(len, rows))
-            return super().run(rows)
-
     async def ask() -> None:
-        model = Slow()
-        await pair.score(model, encoded(1))
+        model = Slow(clock)
+        await pair.score(model, encoded(1), NEVER)
         model.hold()
         requests = []
         for number in (2, 3):
@@ -190,9 +225,34 @@ def test_a_queue_is_over_sooner_by_as_many_runs_as_there_are(pair, monkeypatch):
             await until_runs(model, number)
         requests += [await begin(pair, model, *[1] * 4) for _ in range(8)]
         # 160 tokens at ten a second in each of two runs
-        assert (await refusal(pair.score(model, encoded(1)), 429, "busy")).headers == {"Retry-After": "8"}
+        assert (await refusal(pair.score(model, encoded(1), NEVER), 429, "busy")).headers == {"Retry-After": "8"}
         model.free.set()
         await asyncio.gather(*requests)
+
+    asyncio.run(ask())
+
+
+def test_idle_threads_that_other_models_will_use_do_not_share_a_request(pair, monkeypatch):
+    both_wait = Event()
+
+    def monotonic() -> float:
+        # no thread takes anything before both requests wait
+        assert threading.current_thread() is threading.main_thread() or both_wait.wait(30)
+        return time.monotonic()
+
+    monkeypatch.setattr("serving.scheduler.time", SimpleNamespace(monotonic=monotonic))
+
+    async def ask() -> None:
+        models = [Model("sw"), Model("fr")]
+        for model in models:
+            model.hold()
+        requests = [await begin(pair, model, *range(8)) for model in models]
+        both_wait.set()
+        for model in models:
+            assert await asyncio.to_thread(model.begun.wait, 30)
+            model.free.set()
+        await asyncio.gather(*requests)
+        assert [model.runs for model in models] == [[list(range(8))]] * 2
 
     asyncio.run(ask())
 
@@ -218,23 +278,170 @@ def test_a_full_queue_sends_away_with_the_time_that_it_takes(scheduler, monkeypa
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("serving.scheduler.time", SimpleNamespace(monotonic=lambda: clock.now))
 
-    class Slow(Model):
-        def run(self, rows):
-            clock.now += 0.1 * sum(map(len, rows))
-            return super().run(rows)
-
     async def ask() -> None:
-        model = Slow()
-        await scheduler.score(model, encoded(1))
+        model = Slow(clock)
+        await scheduler.score(model, encoded(1), NEVER)
         first = await hold(scheduler, model)
         others = [await begin(scheduler, model, *[1] * 4) for _ in range(8)]
         assert scheduler.waiting == 8
         # 160 tokens at ten a second
-        for asked in (scheduler.score(model, encoded(1)), scheduler.encode(model, PAIRS)):
+        for asked in (scheduler.score(model, encoded(1), NEVER), scheduler.encode(model, PAIRS, NEVER)):
             assert (await refusal(asked, 429, "busy")).headers == {"Retry-After": "16"}
         model.free.set()
         await asyncio.gather(first, *others)
-        await scheduler.score(model, encoded(1))
+        await scheduler.score(model, encoded(1), NEVER)
+
+    asyncio.run(ask())
+
+
+class TestWhatCannotBeInTime:
+    """A thread computes ten tokens a second, one request of a pair is in its run, and seven wait."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr("serving.scheduler.time", SimpleNamespace(monotonic=lambda: clock.now))
+        return clock
+
+    async def crowd(self, scheduler, model) -> list[asyncio.Task]:
+        await scheduler.score(model, encoded(1), NEVER)
+        return [await hold(scheduler, model), *[await begin(scheduler, model, 1) for _ in range(7)]]
+
+    def test_is_sent_away(self, scheduler, clock):
+        async def ask() -> None:
+            model = Slow(clock)
+            inside = await self.crowd(scheduler, model)
+            late = [
+                # 35 tokens before it, as many as it has that will pass it, and its own
+                scheduler.score(model, encoded(1, 2), clock.now + 5.4),
+                # before it is tokenised, if there is no time for a single one
+                scheduler.encode(model, PAIRS, clock.now + 3.4),
+            ]
+            for asked in late:
+                assert (await refusal(asked, 429, "busy")).headers == {"Retry-After": "4"}
+            await scheduler.encode(model, PAIRS, clock.now + 3.6)
+            inside.append(await begin(scheduler, model, 1, 2, deadline=clock.now + 5.6))
+            model.free.set()
+            await asyncio.gather(*inside)
+
+        asyncio.run(ask())
+
+    def test_does_not_count_a_large_request_that_lets_it_through(self, scheduler, clock):
+        async def ask() -> None:
+            model = Slow(clock)
+            await scheduler.score(model, encoded(1), NEVER)
+            inside = [await hold(scheduler, model), await begin(scheduler, model, *[1] * 30)]
+            inside.append(await begin(scheduler, model, 2, deadline=clock.now + 3))
+            model.free.set()
+            await asyncio.gather(*inside)
+
+        asyncio.run(ask())
+
+    def test_counts_of_another_model_no_more_than_its_turns(self, clock):
+        async def ask() -> None:
+            scheduler, loud, quiet = Scheduler(8, 200, 10, 1), Slow(clock), Slow(clock)
+            inside = await self.crowd(scheduler, loud)
+            await refusal(scheduler.score(quiet, encoded(1, 2), clock.now + 1.9), 429, "busy")
+            inside.append(await begin(scheduler, quiet, 1, 2, deadline=clock.now + 2.1))
+            loud.free.set()
+            await asyncio.gather(*inside)
+            scheduler.close()
+
+        asyncio.run(ask())
+
+    def test_is_tried_all_the_same_where_nothing_waits(self, scheduler, clock):
+        async def ask() -> None:
+            model = Slow(clock)
+            await scheduler.score(model, encoded(1), NEVER)
+            first = await hold(scheduler, model)
+            second = await begin(scheduler, model, *[1] * 30, deadline=clock.now + 14)
+            model.free.set()
+            assert len((await second).logits) == 30
+            await first
+
+        asyncio.run(ask())
+
+    def test_is_not_known_before_anything_was_measured(self, scheduler, clock):
+        async def ask() -> None:
+            model = Slow(clock)
+            inside = [await hold(scheduler, model), *[await begin(scheduler, model, 1) for _ in range(6)]]
+            inside.append(await begin(scheduler, model, 1, deadline=clock.now + 3))
+            assert scheduler.waiting == 7
+            model.free.set()
+            await asyncio.gather(*inside)
+
+        asyncio.run(ask())
+
+
+def test_a_short_request_is_tokenised_while_long_ones_are(scheduler):
+    async def ask() -> None:
+        model = Reader()
+        model.free.clear()
+        long = [asyncio.create_task(scheduler.encode(model, [LONG] * 3, NEVER)) for _ in range(4)]
+        assert await asyncio.to_thread(model.begun.wait, 30)
+        short = await scheduler.encode(Model(), PAIRS, NEVER)
+        assert len(short.encoded.ids) == len(PAIRS)
+        assert not any(task.done() for task in long)
+        assert scheduler.waiting == 4
+        model.free.set()
+        await asyncio.gather(*long)
+        assert scheduler.waiting == 0
+
+    asyncio.run(ask())
+
+
+def test_long_requests_are_tokenised_in_turns_and_whole(scheduler):
+    async def ask() -> None:
+        model = Reader()
+        model.free.clear()
+        first, second = ([(letter * (5000 + place), "") for place in range(count)] for letter, count in (("a", 3), ("b", 2)))
+        requests = [asyncio.create_task(scheduler.encode(model, first, NEVER))]
+        assert await asyncio.to_thread(model.begun.wait, 30)
+        requests.append(asyncio.create_task(scheduler.encode(model, second, NEVER)))
+        await asyncio.sleep(0)
+        model.free.set()
+        found = await asyncio.gather(*requests)
+        assert [premise[0] for premise, _ in model.read] == ["a", "b", "a", "b", "a"]
+        for tokenized, pairs in zip(found, (first, second), strict=True):
+            expected = Model().encode(pairs)
+            assert tokenized.encoded.ids == expected.ids
+            assert tokenized.encoded.lengths.tolist() == expected.lengths.tolist()
+
+    asyncio.run(ask())
+
+
+def test_the_time_that_a_request_waits_to_be_tokenised_is_that_of_the_queue(scheduler, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("serving.scheduler.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class SlowReader(Reader):
+        def encode(self, pairs):
+            found = super().encode(pairs)
+            clock.now += 2
+            return found
+
+    async def ask() -> None:
+        model, timing = SlowReader(), Timing()
+        model.free.clear()
+        first = asyncio.create_task(scheduler.encode(model, [LONG], NEVER))
+        assert await asyncio.to_thread(model.begun.wait, 30)
+        models = dict.fromkeys(range(2), SimpleNamespace(predictor=model))
+        second = asyncio.create_task(encode_parts(scheduler, [LONG] * 2, models, NEVER, timing))
+        await asyncio.sleep(0)
+        clock.now += 3
+        model.free.set()
+        assert (await first).tokenize_seconds == 5
+        parts = await second
+        assert timing == Timing(queue=5, tokenize=4)
+        # and then it waits to be computed
+        other = Model()
+        running = await hold(scheduler, other)
+        scoring = asyncio.create_task(score_parts(scheduler, parts, NEVER, timing))
+        await asyncio.sleep(0)
+        clock.now += 6
+        other.free.set()
+        await asyncio.gather(running, scoring)
+        assert timing == Timing(queue=11, tokenize=4)
 
     asyncio.run(ask())
 
@@ -244,12 +451,12 @@ def test_tokens_that_wait_are_bounded_too(scheduler):
         model = Model()
         first = await hold(scheduler, model)
         second = await begin(scheduler, model, *[1] * 40)
-        error = await refusal(scheduler.score(model, encoded(1)), 429, "busy")
+        error = await refusal(scheduler.score(model, encoded(1), NEVER), 429, "busy")
         assert int(error.headers["Retry-After"]) >= 1
         model.free.set()
         await asyncio.gather(first, second)
         # a request that is larger than the bound is not refused for ever
-        assert len((await scheduler.score(model, encoded(*[1] * 60))).logits) == 60
+        assert len((await scheduler.score(model, encoded(*[1] * 60), NEVER)).logits) == 60
 
     asyncio.run(ask())
 
@@ -258,9 +465,9 @@ def test_nothing_may_wait_if_the_settings_say_so():
     async def ask() -> None:
         scheduler, model = Scheduler(0, 200, 100, 1), Model()
         for _ in range(3):
-            await scheduler.score(model, await scheduler.encode(model, PAIRS))
+            await scheduler.score(model, (await scheduler.encode(model, PAIRS, NEVER)).encoded, NEVER)
         first = await hold(scheduler, model)
-        await refusal(scheduler.encode(model, PAIRS), 429, "busy")
+        await refusal(scheduler.encode(model, PAIRS, NEVER), 429, "busy")
         model.free.set()
         await first
         scheduler.close()
@@ -325,16 +532,14 @@ def test_a_bad_pair_fails_alone(scheduler, caplog):
         model = Model()
         first = await hold(scheduler, model)
         others = [await begin(scheduler, model, 1), await begin(scheduler, model, 2, BAD, 3), await begin(scheduler, model, 4)]
-        partial = await begin(scheduler, model, BAD, 5, partial=True)
         model.free.set()
         await first
-        assert (await others[0]).logits.tolist() == [[1, 5, 0]]
-        assert (await refusal(others[1], 500, "internal")).index == 1
-        assert (await others[2]).logits.tolist() == [[4, 5, 0]]
-        answer = await partial
-        assert answer.failed == (0,)
-        np.testing.assert_array_equal(answer.logits, [[np.nan] * 3, [5, 5, 0]])
-        assert (await scheduler.score(model, encoded(8))).logits.tolist() == [[8, 5, 0]]
+        answers = await asyncio.gather(*others)
+        assert [answer.failed for answer in answers] == [(), (1,), ()]
+        logits = [[[1, 5, 0]], [[2, 5, 0], [np.nan] * 3, [3, 5, 0]], [[4, 5, 0]]]
+        for answer, expected in zip(answers, logits, strict=True):
+            np.testing.assert_array_equal(answer.logits, expected)
+        assert (await scheduler.score(model, encoded(8), NEVER)).logits.tolist() == [[8, 5, 0]]
 
     asyncio.run(ask())
     assert "out of data bounds" in caplog.text
@@ -345,15 +550,17 @@ def test_answers_that_are_none_are_failures(scheduler, answer):
     async def ask() -> None:
         model = Model()
         model.run = lambda _: answer
-        await refusal(scheduler.score(model, encoded(1, 2)), 500, "internal")
-        assert (await scheduler.score(Model(), encoded(1))).logits.tolist() == [[1, 5, 0]]
+        found = await scheduler.score(model, encoded(1, 2), NEVER)
+        assert found.failed == (0, 1)
+        assert np.isnan(found.logits).all()
+        assert (await scheduler.score(Model(), encoded(1), NEVER)).logits.tolist() == [[1, 5, 0]]
 
     asyncio.run(ask())
 
 
 def test_no_pairs_have_no_logits(scheduler):
     model = Model()
-    assert asyncio.run(scheduler.score(model, encoded())).logits.shape == (0, 3)
+    assert asyncio.run(scheduler.score(model, encoded(), NEVER)).logits.shape == (0, 3)
     assert model.runs == []
 
 
@@ -362,44 +569,38 @@ def test_an_error_in_the_tokenizer_is_told_and_leaves_no_trace(scheduler):
         model = Model()
         for _ in range(20):
             with pytest.raises(ValueError, match="not enough values to unpack"):
-                await scheduler.encode(model, [()])
+                await scheduler.encode(model, [()], NEVER)
         assert scheduler.waiting == 0
 
     asyncio.run(ask())
 
 
-def test_closing_finishes_what_waits_and_refuses_what_is_new(scheduler):
+def test_closing_refuses_what_waits_and_what_is_new(scheduler):
     async def ask() -> None:
         model = Model()
         first = await hold(scheduler, model)
         waiting = await begin(scheduler, model, 1)
-        closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
-        error = None
-        while error is None:
-            try:
-                await scheduler.encode(model, [])
-            except ApiError as refused:
-                error = refused
-        assert (error.status, error.kind) == (503, "not_ready")
-        await refusal(scheduler.score(model, encoded(1)), 503, "not_ready")
+        scheduler.close()
+        await refusal(waiting, 503, "not_ready")
+        await refusal(scheduler.encode(model, PAIRS, NEVER), 503, "not_ready")
+        await refusal(scheduler.score(model, encoded(1), NEVER), 503, "not_ready")
         model.free.set()
-        await closing
-        await asyncio.gather(first, waiting)
-        assert model.runs == [[0], [1]]
+        await first
+        assert model.runs == [[0]]
 
     asyncio.run(ask())
 
 
-def test_closing_has_a_limit(scheduler):
+def test_closing_refuses_what_is_half_tokenised(scheduler):
     async def ask() -> None:
-        model = Model()
-        first = await hold(scheduler, model)
-        waiting = await begin(scheduler, model, 1)
-        await asyncio.to_thread(scheduler.close, 0.01)
-        await refusal(waiting, 503, "not_ready")
+        model = Reader()
+        model.free.clear()
+        request = asyncio.create_task(scheduler.encode(model, [LONG] * 2, NEVER))
+        assert await asyncio.to_thread(model.begun.wait, 30)
+        scheduler.close()
         model.free.set()
-        await first
-        assert model.runs == [[0]]
+        await refusal(request, 503, "not_ready")
+        assert model.read == [LONG]
 
     asyncio.run(ask())
 
@@ -412,12 +613,12 @@ def test_an_event_loop_that_ended_takes_nobody_with_it(scheduler):
 
     asyncio.run(leave())
     model.free.set()
-    assert asyncio.run(scheduler.score(model, encoded(1))).logits.tolist() == [[1, 5, 0]]
+    assert asyncio.run(scheduler.score(model, encoded(1), NEVER)).logits.tolist() == [[1, 5, 0]]
 
 
 def test_a_model_that_is_served_no_more_is_freed(scheduler):
     model = Model()
-    asyncio.run(scheduler.score(model, encoded(1, 2)))
+    asyncio.run(scheduler.score(model, encoded(1, 2), NEVER))
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -429,7 +630,8 @@ def check_neighbours(scheduler: Scheduler, model: Predictor, pairs: list[tuple[s
     alone = np.concatenate([model.run([row]) for row in model.encode(pairs).ids])
 
     async def ask(places: list[int]) -> None:
-        found = await scheduler.score(model, await scheduler.encode(model, [pairs[place] for place in places]))
+        tokenized = await scheduler.encode(model, [pairs[place] for place in places], NEVER)
+        found = await scheduler.score(model, tokenized.encoded, NEVER)
         np.testing.assert_allclose(found.logits, alone[places], atol=1e-4, rtol=0)
 
     async def ask_all() -> None:
