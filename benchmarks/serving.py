@@ -101,7 +101,7 @@ def main() -> None:
         systems = []
         for port, (name, folder) in enumerate(folders.items()):
             language = json.loads((folder / "config.json").read_text())["language"]
-            server = conlst_server(folder, language, server_cpus, options.threads, work, name.replace(" ", "-"), port)
+            server = conlst_server({language: folder}, server_cpus, options.threads, work, name.replace(" ", "-"), port)
             systems.append(_ours(name, stack.enter_context(server), language))
         if options.model:
             server = stack.enter_context(peer_server(options.model, server_cpus, options.threads, work))
@@ -139,7 +139,8 @@ def _limit_command(folder: Path, pairs: list[Pair], options: argparse.Namespace,
     file = work / "pairs.json"
     file.write_text(json.dumps(pairs))
     command = [sys.executable, str(CHECKOUT / "benchmarks/serving_limit.py"), "--model", str(folder), "--pairs", str(file)]
-    return [*command, "--threads", str(options.threads), "--in-hand", *map(str, options.connections)]
+    command += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
+    return [*command, "--in-hand", *map(str, options.connections)]
 
 
 def _ours(name: str, server: Server, language: str) -> System:

@@ -1,34 +1,40 @@
-"""Resident memory of many languages in one process: one shared table and tokenizer against separate sessions.
+"""Resident memory of the endpoint with many languages, against separate sessions of onnxruntime.
 
     python benchmarks/serving_memory.py --model runs/demo/sw/onnx runs/demo/sw/onnx-int8
 
-Fine-tuned encoders that differ are made of the one that is given. Every count of languages is opened in a fresh process, where
-each model answers the same pairs. The bar: 300 MB, the table, and 1.25 times the bytes of each graph at its served precision.
+Fine-tuned encoders that differ are made of the one that is given. Every count of languages is a fresh ``python -m serving``, or a
+fresh process of sessions, where each model answers the same pairs. The bar: 300 MB, the table, and 1.25 times the bytes of each
+graph at its served precision. It is held against the process that computes; the one that BentoML has beside it is told apart.
 """
 
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import onnx
 import onnxruntime
+import psutil
 from provenance import provenance
+from serving_processes import conlst_server
 from tokenizers import Tokenizer
 
 from conlst.contract.artifacts import link_or_copy, publish, read_manifest
-from conlst.runtime.onnx import BATCH_TOKENS, CPU, GRAPHS, KIND, Pair, Predictor
-from conlst.runtime.table import Tables
+from conlst.runtime.onnx import BATCH_TOKENS, CPU, GRAPHS, KIND, Pair
 
 SAMPLE = Path(__file__).parents[1] / "conlst/data/sample/en.tsv"
-COUNTS = (1, 5, 15)
+LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
+COUNTS = (1, 5, len(LANGUAGES))
+# pairs of a request
+TOGETHER = 32
 FIXED, PER_ENCODER = 300e6, 1.25
 TABLE = "embeddings.bin"
 
@@ -45,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     made = provenance("onnxruntime", "tokenizers", "numpy")
     if options.process:
-        print(json.dumps(_in_this_process(**json.loads(options.process))))
+        print(json.dumps(_sessions(**json.loads(options.process))))
         return
 
     with options.pairs.open(encoding="utf-8", newline="") as file:
@@ -68,74 +74,91 @@ def _rows(model: Path, pairs: list[Pair], options: argparse.Namespace) -> Iterat
     graph, table = sizes[GRAPHS[precision]], sizes[TABLE]
     # beside the model, so that its table can be linked
     with tempfile.TemporaryDirectory(dir=model.parent) as root:
-        folders = [str(_differing(model, GRAPHS[precision], Path(root), number)) for number in range(max(COUNTS))]
-        for way in ("shared", "separate"):
+        folders = {
+            language: _differing(model, GRAPHS[precision], Path(root) / language, language, number)
+            for number, language in enumerate(LANGUAGES)
+        }
+        for way in ("endpoint", "sessions"):
             for count in COUNTS:
-                asked = {"way": way, "folders": folders[:count], "graph": GRAPHS[precision], "pairs": pairs}
-                row = _in_fresh_process(
-                    {**asked, "threads": options.threads, "batch_tokens": options.batch_tokens, "reserve": options.reserve}
-                )
+                opened = dict(list(folders.items())[:count])
+                if way == "endpoint":
+                    row = _endpoint(opened, pairs, options, Path(root))
+                else:
+                    row = _in_fresh_process(
+                        {"folders": [*map(str, opened.values())], "graph": GRAPHS[precision], "pairs": pairs}, options
+                    )
                 bar = FIXED + table + PER_ENCODER * graph * row["languages"]
                 # the table in the bar is there once, whether its pages were all read yet or not
+                row["with_whole_table"] = row["resident"] - row["resident_table"] + table
                 row |= {"precision": precision, "graph": graph, "table": table, "way": way, "asked": count}
                 row |= {"bar": bar, "within": row["with_whole_table"] <= bar}
                 print(_told(row), flush=True)
                 yield row
 
 
-def _differing(model: Path, graph: str, root: Path, number: int) -> Path:
-    """A model with the same table and other weights, as another fine-tuning would leave it."""
+def _differing(model: Path, graph: str, folder: Path, language: str, number: int) -> Path:
+    """A model of another language with the same table and other weights, near enough to answer the same golden pairs."""
     changed = onnx.load(model / graph, load_external_data=False)
     for tensor in changed.graph.initializer:
         # matrices and scales; a lone number may be the mask's smallest float
         if tensor.raw_data and tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:
-            tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(1 + 1e-4 * (number + 1))).tobytes()
-    with publish(root / str(number), kind=KIND, meta=read_manifest(model).meta) as staging:
-        for name in ("config.json", "golden.json", "tokenizer.json", TABLE):
+            tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(1 + 1e-6 * (number + 1))).tobytes()
+    config = json.loads((model / "config.json").read_text()) | {"language": language}
+    with publish(folder, kind=KIND, meta=read_manifest(model).meta) as staging:
+        for name in ("golden.json", "tokenizer.json", TABLE):
             link_or_copy(model / name, staging / name)
+        (staging / "config.json").write_text(json.dumps(config))
         (staging / graph).write_bytes(changed.SerializeToString())
-    return root / str(number)
+    return folder
 
 
-def _in_fresh_process(asked: dict[str, Any]) -> dict[str, Any]:
+def _endpoint(folders: dict[str, Path], pairs: list[Pair], options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Start the endpoint on the folders, let each language answer, and look at the memory of the process that computes."""
+    cpus = set(sorted(os.sched_getaffinity(0))[: options.threads])
+    with (
+        conlst_server(folders, cpus, options.threads, work, f"endpoint-{len(folders)}", 0) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client,
+    ):
+        for language in folders:
+            for first in range(0, len(pairs), TOGETHER):
+                asked = [
+                    {"premise": premise, "hypothesis": hypothesis} for premise, hypothesis in pairs[first : first + TOGETHER]
+                ]
+                client.post("/predict", json={"language": language, "truncate": True, "pairs": asked}).raise_for_status()
+        sizes = {process.pid: process.memory_info().rss for process in server.processes()}
+        computing = max(sizes, key=sizes.__getitem__)
+        beside = sum(sizes.values()) - sizes[computing]
+        return {"languages": len(folders), "beside": beside, **_memory(Path(f"/proc/{computing}"))}
+
+
+def _in_fresh_process(asked: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    asked |= {"threads": options.threads, "batch_tokens": options.batch_tokens, "reserve": options.reserve}
     command = [sys.executable, __file__, "--model", ".", "--process", json.dumps(asked)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def _in_this_process(
-    way: str, folders: Sequence[str], graph: str, pairs: list[Pair], threads: int, batch_tokens: int, reserve: float
+def _sessions(
+    folders: Sequence[str], graph: str, pairs: list[Pair], threads: int, batch_tokens: int, reserve: float
 ) -> dict[str, Any]:
-    """Open the folders, let each answer, and look at the memory."""
-    tables = Tables()
+    """Open a session for each folder in this process, let each answer, and look at the memory."""
     opened: list[object] = []
     for folder in map(Path, folders):
-        if way == "separate" and opened and _available() < reserve:
+        if opened and psutil.virtual_memory().available < reserve:
             break
-        if way == "shared":
-            predictor = Predictor(folder, threads=threads, tables=tables)
-            _answer(predictor, pairs, threads, batch_tokens)
-            opened.append(predictor)
-        else:
-            opened.append(_separate(folder, graph, pairs, threads, batch_tokens))
-    memory = _kilobytes(Path("/proc/self/smaps_rollup").read_text())
-    resident, mapped = 1024 * memory["Rss"], 1024 * _resident_table()
+        opened.append(_separate(folder, graph, pairs, threads, batch_tokens))
+    return {"languages": len(opened), **_memory(Path("/proc/self"))}
+
+
+def _memory(process: Path) -> dict[str, int]:
+    memory = _kilobytes((process / "smaps_rollup").read_text())
     return {
-        "languages": len(opened),
-        "resident": resident,
+        "resident": 1024 * memory["Rss"],
         "proportional": 1024 * memory["Pss"],
         # pages of the table come into memory when their tokens are first read; separate sessions count the linked file each
-        "resident_table": mapped,
-        "with_whole_table": resident - mapped + (Path(folders[0]) / TABLE).stat().st_size,
-        "peak": 1024 * _kilobytes(Path("/proc/self/status").read_text())["VmHWM"],
-        "threads": len(list(Path("/proc/self/task").iterdir())),
+        "resident_table": 1024 * _resident_table(process),
+        "peak": 1024 * _kilobytes((process / "status").read_text())["VmHWM"],
+        "threads": len(list((process / "task").iterdir())),
     }
-
-
-def _answer(predictor: Predictor, pairs: list[Pair], threads: int, batch_tokens: int) -> None:
-    """As the endpoint does, with a run for each CPU at the same time."""
-    with ThreadPoolExecutor(threads) as pool:
-        parts = [pairs[place::threads] for place in range(threads)]
-        list(pool.map(lambda part: predictor.logits(part, truncate=True, batch_tokens=batch_tokens), parts))
 
 
 def _separate(folder: Path, graph: str, pairs: list[Pair], threads: int, batch_tokens: int) -> object:
@@ -156,20 +179,16 @@ def _separate(folder: Path, graph: str, pairs: list[Pair], threads: int, batch_t
     return tokenizer, session
 
 
-def _resident_table() -> int:
-    """Kilobytes of the table's pages that are in this process's memory, each mapping counted."""
+def _resident_table(process: Path) -> int:
+    """Kilobytes of the table's pages that are in a process's memory, each mapping counted."""
     total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in (process / "smaps").read_text().splitlines():
         first = line.split(maxsplit=1)[0]
         if not first.endswith(":"):
             inside = TABLE in line
         elif inside and first == "Rss:":
             total += int(line.split()[1])
     return total
-
-
-def _available() -> int:
-    return 1024 * _kilobytes(Path("/proc/meminfo").read_text())["MemAvailable"]
 
 
 def _kilobytes(text: str) -> dict[str, int]:
@@ -183,7 +202,7 @@ def _told(row: dict[str, Any]) -> str:
         f"{row['precision']}, {row['way']}, {row['languages']} of {row['asked']} languages: "
         f"{row['resident'] / 1e6:.0f} MB resident, "
         f"{row['with_whole_table'] / 1e6:.0f} MB with the whole table, {held} the bar of {row['bar'] / 1e6:.0f} MB; "
-        f"{row['threads']} threads"
+        f"{row['threads']} threads" + (f", {row['beside'] / 1e6:.0f} MB in BentoML's other process" if "beside" in row else "")
     )
 
 

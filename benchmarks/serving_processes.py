@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,9 +53,12 @@ class Server:
             time.sleep(0.2)
         raise RuntimeError(f"{self.log} ends with:\n{self.log.read_text()[-2000:]}")
 
-    def resident_mb(self) -> float:
+    def processes(self) -> list[psutil.Process]:
         parent = psutil.Process(self._process.pid)
-        return sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 1e6
+        return [parent, *parent.children(recursive=True)]
+
+    def resident_mb(self) -> float:
+        return sum(process.memory_info().rss for process in self.processes()) / 1e6
 
     def stolen_seconds(self) -> float:
         """Time of its CPUs that the machine's host gave to others, since the machine was started."""
@@ -73,13 +76,11 @@ class Server:
 
 @contextmanager
 def conlst_server(
-    folder: Path, language: str, cpus: set[int], threads: int, work: Path, name: str, port: int
+    folders: Mapping[str, Path], cpus: set[int], threads: int, work: Path, name: str, port: int
 ) -> Iterator[Server]:
-    """``python -m serving`` on a model folder, with the settings that it has by default but for a queue for every connection."""
-    settings = {
-        "CONLST_MODELS": f"{language}={folder}",
-        "CONLST_THREADS": str(threads),
-    }
+    """``python -m serving`` on a model folder of each language, with the settings that it has by default."""
+    models = ",".join(f"{language}={folder}" for language, folder in folders.items())
+    settings = {"CONLST_MODELS": models, "CONLST_THREADS": str(threads)}
     command = [sys.executable, "-m", "serving", "--port", str(_OURS + port)]
     with _started(command, settings, cpus, threads, work / f"{name}.log", _OURS + port) as server:
         yield server
