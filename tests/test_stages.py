@@ -388,9 +388,10 @@ def test_a_round_reports_what_it_selected(world: World) -> None:
     first = rounds[0]
     assert first.changed == 1
     assert first.pseudo_labels == pseudo.tolist()
-    bars = [first.bars[label] for label in pseudo.tolist()]
+    (own,) = first.bars
+    bars = [own[label] for label in pseudo.tolist()]
     assert first.selected == [sure >= bar for sure, bar in zip(confidence.tolist(), bars, strict=True)]
-    assert all(config.selftrain.floor - 1e-6 <= bar <= config.selftrain.threshold + 1e-6 for bar in first.bars)
+    assert all(config.selftrain.floor - 1e-6 <= bar <= config.selftrain.threshold + 1e-6 for bar in own)
     moved = sum(old != new for old, new in zip(first.pseudo_labels, rounds[1].pseudo_labels, strict=True))
     assert rounds[1].changed == pytest.approx(moved / len(pseudo))
 
