@@ -248,8 +248,10 @@ def test_idle_threads_that_other_models_will_use_do_not_share_a_request(pair, mo
             model.hold()
         requests = [await begin(pair, model, *range(8)) for model in models]
         both_wait.set()
+        # neither ends before the other has begun, else its thread would be there for the other's rows
         for model in models:
             assert await asyncio.to_thread(model.begun.wait, 30)
+        for model in models:
             model.free.set()
         await asyncio.gather(*requests)
         assert [model.runs for model in models] == [[list(range(8))]] * 2
