@@ -138,7 +138,9 @@ def _read_pairs(files: Sequence[Path], number: int, seed: int) -> list[Pair]:
 def _limit_command(folder: Path, pairs: list[Pair], options: argparse.Namespace, work: Path) -> list[str]:
     file = work / "pairs.json"
     file.write_text(json.dumps(pairs))
-    command = [sys.executable, str(CHECKOUT / "benchmarks/serving_limit.py"), "--model", str(folder), "--pairs", str(file)]
+    # -P: this very file would take the place of the package `serving`
+    script = str(CHECKOUT / "benchmarks/serving_limit.py")
+    command = [sys.executable, "-P", script, "--model", str(folder), "--pairs", str(file)]
     command += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
     return [*command, "--in-hand", *map(str, options.connections)]
 
