@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from conlst.bench.cell import read_cells
 from conlst.bench.matrix import read_matrix
 from conlst.bench.tables import blocks, fill
 from conlst.cli import _parser
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import serving_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,3 +73,11 @@ def test_the_tables_of_the_results_are_those_of_the_cells() -> None:
     if fill(page, tables) != page:
         stale = ", ".join(name for name, table in tables.items() if table.strip() not in page)
         pytest.fail(f"{options.document} is not what {options.out} gives ({stale}); run .venv/bin/{REFILL}", pytrace=False)
+
+
+def test_the_tables_of_the_performance_are_those_of_the_benchmarks() -> None:
+    page = serving_tables.DOCUMENT.read_text(encoding="utf-8")
+    if serving_tables.filled(page) != page:
+        pytest.fail(
+            "docs/performance.md is not what benchmarks/results gives; run python benchmarks/serving_tables.py", pytrace=False
+        )
