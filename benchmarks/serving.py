@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 from provenance import provenance
 from serving_load import Connection, Sample, Target, at_a_rate, in_a_loop, summary
 from serving_processes import CHECKOUT, Server, conlst_server, divide_cpus, peer_server, run_on
@@ -107,7 +108,7 @@ def main() -> None:
             server = stack.enter_context(peer_server(options.model, server_cpus, options.threads, work))
             systems += [_peer(route, server) for route in PEER_ROUTES]
         limits = [Limit(name, _limit_command(folder, pairs, options, work), server_cpus) for name, folder in folders.items()]
-        result = asyncio.run(_measure(systems, limits, pairs, options))
+        result = uvloop.run(_measure(systems, limits, pairs, options))
 
     result |= {
         "not_measured": NOT_MEASURED,

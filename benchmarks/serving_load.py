@@ -46,39 +46,57 @@ class Target:
             yield from (head + body for head, body in zip(heads, self.bodies, strict=True))
 
 
-class Connection:
-    """A connection that is kept, and opened again when the server ended it."""
+class Connection(asyncio.Protocol):
+    """A connection that is kept, and opened again when the server ended it. Asks one thing at a time."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self._answer: asyncio.Future[tuple[int, dict[bytes, bytes], bytes]] | None = None
 
     async def ask(self, request: bytes) -> Sample:
         begin = time.perf_counter()
         try:
             status, headers, _ = await self.exchange(request)
-        except (OSError, asyncio.IncompleteReadError, ValueError):
+        except (OSError, ValueError):
             self.close()
             status, headers = 0, {}
         return Sample(begin, time.perf_counter(), status, headers.get(b"retry-after", b"").decode() or None)
 
     async def exchange(self, request: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
-        """Status, headers by lower-case name, and body of the answer."""
-        if self._reader is None or self._reader.at_eof() or self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writer.write(request)
-        lines = (await self._reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])}
-        body = await self._reader.readexactly(int(headers[b"content-length"]))
+        """Status, headers by lower-case name, and body of the answer.
+
+        Raises:
+            OSError: if the server ends the connection before.
+        """
+        loop = asyncio.get_running_loop()
+        if self._transport is None or self._transport.is_closing():
+            self._transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", self._port)
+        self._received, self._answer = b"", loop.create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, blank, body = self._received.partition(b"\r\n\r\n")
+        if not blank or self._answer is None or self._answer.done():
+            return
+        first, *lines = head.split(b"\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        if len(body) < int(headers[b"content-length"]):
+            return
         if headers.get(b"connection") == b"close":
             self.close()
-        return int(lines[0].split()[1]), headers, body
+        self._answer.set_result((int(first.split()[1]), headers, body))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionResetError("the server ended the connection"))
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._reader = self._writer = None
+        if self._transport is not None:
+            self._transport.close()
 
 
 async def in_a_loop(target: Target, connections: int, seconds: float) -> list[Sample]:

@@ -1,8 +1,12 @@
 """Errors that the client sees: ``{"error": {"type", "message"}}`` with the right status, never a user's text."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Scope
 
 
 class ApiError(Exception):
@@ -50,3 +54,10 @@ class Problems:
         if problems and not self.partial:
             raise problems[min(problems)]
         self.found = {**problems, **self.found}
+
+
+def error_response(scope: Scope, error: ApiError) -> Response:
+    """The answer to a request that fails, whose state then tells the type of the error."""
+    scope["state"]["error"] = error.kind
+    # escaped to ASCII: an echoed name may hold what UTF-8 cannot encode
+    return Response(json.dumps(error.body()), error.status, error.headers, "application/json")

@@ -25,11 +25,11 @@ from serving.answers import Answers, name_of
 from serving.choice import Chooser
 from serving.detection import Detector
 from serving.drift import Drift
-from serving.errors import ApiError
+from serving.errors import ApiError, error_response
 from serving.feedback import Feedback
-from serving.keys import Keys, open_keys
+from serving.keys import open_keys
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.middleware import BodyLimit, Observed
+from serving.middleware import Admission, BodyLimit, Observed
 from serving.models import Catalogue, Refusal, Served
 from serving.openapi import openapi_document
 from serving.page import ui_routes
@@ -65,20 +65,27 @@ def create_app(parts: Parts) -> ASGIApp:
     """
     keys = open_keys(parts.settings)
     metrics = Metrics(parts.scheduler, parts.catalogue, parts.feedback, parts.drift, parts.watcher, keys)
-    api = _Api(parts, metrics, keys)
-    routes = [
-        Route("/predict", api.guarded(api.predict), methods=["POST"]),
-        Route("/zero-shot", api.guarded(api.zero_shot), methods=["POST"]),
-        Route("/models", api.guarded(api.models)),
-        Route("/drift", api.guarded(api.drift)),
+    api = _Api(parts, metrics)
+    computing = [Route("/predict", api.predict, methods=["POST"]), Route("/zero-shot", api.zero_shot, methods=["POST"])]
+    guarded = [*computing, Route("/models", api.models), Route("/drift", api.drift)]
+    public = [
         Route("/metrics", api.metrics),
         Route("/openapi.json", api.openapi),
         Route("/docs.json", api.openapi),
         *ui_routes(),
     ]
     app = Starlette(
-        routes=routes,
-        middleware=[Middleware(BodyLimit, limit=parts.settings.max_body_bytes)],
+        routes=[*guarded, *public],
+        middleware=[
+            Middleware(
+                Admission,
+                keys=keys,
+                scheduler=parts.scheduler,
+                public=[route.path for route in public],
+                computing=[route.path for route in computing],
+            ),
+            Middleware(BodyLimit, limit=parts.settings.max_body_bytes),
+        ],
         exception_handlers={
             ApiError: _api_error,
             HTTPException: _http_error,
@@ -86,36 +93,19 @@ def create_app(parts: Parts) -> ASGIApp:
             Exception: _internal_error,
         },
     )
-    return Observed(app, metrics, {route.path for route in routes})
+    return Observed(app, metrics, [route.path for route in (*guarded, *public)])
 
 
 class _Api:
-    def __init__(self, parts: Parts, metrics: Metrics, keys: Keys | None) -> None:
+    def __init__(self, parts: Parts, metrics: Metrics) -> None:
         self._settings = parts.settings
         self._catalogue = parts.catalogue
         self._drift = parts.drift
         self._watcher = parts.watcher
         self._metrics = metrics
-        self._keys = keys
-        self._scheduler = parts.scheduler
         chooser = Chooser(parts.settings, parts.catalogue, parts.detector)
         self._answers = Answers(parts.settings, parts.scheduler, chooser, parts.feedback, parts.drift, metrics)
         self._openapi = json.dumps(openapi_document())
-
-    def guarded(self, endpoint: Endpoint) -> Endpoint:
-        """An endpoint that needs a key, if any does."""
-        keys = self._keys
-        if keys is None:
-            return endpoint
-
-        async def with_key(request: Request) -> Response:
-            name = keys.identify(request.headers.get("authorization", ""))
-            # before it may be refused: who asks too often has to be seen
-            request.state.caller = name
-            keys.admit(name)
-            return await endpoint(request)
-
-        return with_key
 
     async def predict(self, request: Request) -> Response:
         return await self._answer(request, self._answers.predict)
@@ -143,7 +133,7 @@ class _Api:
         )
 
     async def drift(self, _: Request) -> Response:
-        return _json(self._drift.report())
+        return Response(json.dumps(self._drift.report()), media_type="application/json")
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
@@ -152,7 +142,6 @@ class _Api:
         return Response(self._openapi, media_type="application/json")
 
     async def _answer(self, request: Request, answer: Callable[[bytes, float], Coroutine[Any, Any, Response]]) -> Response:
-        self._scheduler.check_room()
         _check_content_type(request.headers)
         patience = _patience(request.headers, self._settings.deadline_seconds)
         deadline = time.monotonic() + patience
@@ -229,31 +218,22 @@ def _answer(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    # escaped to ASCII: an echoed name may hold what UTF-8 cannot encode
-    return Response(json.dumps(content), status, headers, "application/json")
-
-
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _error(request, error)
+    return error_response(request.scope, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = _KINDS.get(error.status_code, "http_error")
-    return _error(request, ApiError(error.status_code, kind, error.detail, headers=error.headers))
+    return error_response(request.scope, ApiError(error.status_code, kind, error.detail, headers=error.headers))
 
 
 async def _disconnect(request: Request, error: Exception) -> Response:  # noqa: ARG001
     # nobody reads this; it keeps a client that left from being counted as our failure
-    return _error(request, ApiError(400, "incomplete_body", "the body ended early"))
+    return error_response(request.scope, ApiError(400, "incomplete_body", "the body ended early"))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    return _error(request, ApiError(500, "internal", "the server failed; its log has the reason under this X-Request-ID"))
-
-
-def _error(request: Request, error: ApiError) -> Response:
-    request.state.error = error.kind
-    return _json(error.body(), error.status, error.headers)
+    message = "the server failed; its log has the reason under this X-Request-ID"
+    return error_response(request.scope, ApiError(500, "internal", message))

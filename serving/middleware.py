@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: the limit of its body, its id, its line in the log."""
+"""What every request passes on its way in and out: whether it may come in, the limit of its body, its id, its line in the log."""
 
 import logging
 import re
@@ -9,12 +9,55 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import ApiError
+from serving.errors import ApiError, error_response
+from serving.keys import Keys
 from serving.metrics import Metrics
+from serving.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Admission:
+    """Refuses who has no key, who asks too often, and what there is no room for, before a request costs anything more.
+
+    Under load most requests are refused: to route them first, and to read what they ask, would take CPUs from those that are not.
+
+    Args:
+        keys: ``None`` if anyone may ask.
+        public: paths that need no key. All others do, whether there is such a route or not: what a router takes for a path of its
+            own need not be equal to it.
+        computing: paths whose requests need room in the scheduler.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: Keys | None, scheduler: Scheduler, public: Collection[str], computing: Collection[str]
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._scheduler = scheduler
+        self._public = frozenset(public)
+        self._computing = frozenset(computing)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http":
+                self._admit(scope)
+        except ApiError as error:
+            await error_response(scope, error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        path = _place(scope)
+        if self._keys is not None and path not in self._public:
+            name = self._keys.identify(Headers(scope=scope).get("authorization", ""))
+            # before it may be refused: who asks too often has to be seen
+            scope["state"]["caller"] = name
+            self._keys.admit(name)
+        if path in self._computing:
+            self._scheduler.check_room()
 
 
 class BodyLimit:
@@ -64,7 +107,8 @@ class Observed:
             return
         own = Headers(scope=scope).get("x-request-id", "")
         request_id = own if _REQUEST_ID.fullmatch(own) else uuid.uuid4().hex
-        route = self._route(scope["path"])
+        place = _place(scope)
+        route = place if place in self._routes else "other"
         begin = time.perf_counter()
         status = 0
         # its own, whatever the server shares between requests
@@ -92,7 +136,8 @@ class Observed:
         by = f" by {state['caller']}" if "caller" in state else ""
         log.info("%s %s %d %.1f ms%s", request_id, route, status, seconds * 1000, by)
 
-    def _route(self, path: str) -> str:
-        """The route of a path; the page's files, however they are called, count as the page."""
-        known = "/ui" if path.startswith("/ui/") else path
-        return known if known in self._routes else "other"
+
+def _place(scope: Scope) -> str:
+    """The path; that of the page for its files, however they are called."""
+    path: str = scope["path"]
+    return "/ui" if path.startswith("/ui/") else path

@@ -50,6 +50,10 @@ def test_questions_need_a_key_and_probes_do_not(guarded: Server, ours: tuple[str
     assert guarded.predict(ONE, headers=bearer(ours[0])).status_code == 200
     for method, path in (("POST", "/predict"), ("POST", "/zero-shot"), ("GET", "/models"), ("GET", "/drift")):
         assert guarded.ask(method, path).status_code == 401, path
+    # a router takes the first for /models, whose path it is not; and who may not ask is not told what there is
+    for path in ("/models%0A", "/models/", "/nowhere"):
+        assert guarded.ask("GET", path).status_code == 401, path
+    assert guarded.ask("GET", "/ui%2F..%2Fmodels").status_code == 404
     for path in ("/metrics", "/openapi.json", "/ui"):
         assert guarded.ask("GET", path).status_code == 200, path
 

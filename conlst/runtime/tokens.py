@@ -73,7 +73,7 @@ class LibraryTokenizer:
 
 
 class UnigramTokenizer:
-    """The library's normaliser and division into words around our own :class:`Unigram`: the same ids in a fifth of the memory.
+    """The library's normaliser and division into words around our own :class:`Unigram`: the same ids in a fraction of the memory.
 
     Args:
         described: a ``tokenizer.json`` that :func:`_is_plain_unigram` accepts.
