@@ -536,6 +536,17 @@ class TestCost:
         row = row_of(tables.cost(Results([one])), stage="selftrain")
         assert (row["steps"], row["seconds"], row["seconds a step"]) == ("0", "8", "–")
 
+    def test_what_was_interrupted_has_no_time(self) -> None:
+        stopped = {"name": "selftrain", "seconds": None, "steps": 40}
+        cells = [
+            cell("conl", "sw", 13, 126, 120, stages=[stopped]),
+            cell("conlst", "sw", 14, 126, 120, stages=[{"name": "selftrain", "seconds": 30.0, "steps": 20}]),
+        ]
+        results = Results(cells)
+        row = row_of(tables.cost(results), stage="selftrain")
+        assert (row["runs"], row["steps"], row["seconds"], row["seconds a step"]) == ("2", "30 (20 to 40)", "30", "1.5")
+        assert row_of(tables.rows(results, ["sw"]), system="conl")["seconds"] == "–"
+
     def test_where_the_cells_come_from(self) -> None:
         cells = [cell("conlst", "sw", 13, 126, 120), cell("conlst", "sw", 14, 126, 120, dirty=True, commit="fedcba9876543210")]
         block = tables.cost(Results(cells))

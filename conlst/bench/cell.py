@@ -21,14 +21,14 @@ class Stage(Section):
     """What one training stage took and showed.
 
     Attributes:
-        seconds: wall time of the stage.
+        seconds: wall time of the stage; ``None`` if it was interrupted, for then nobody knows how long it ran before.
         steps: optimiser steps.
         trace: optimiser step and accuracy of the pool after it (figure 5).
         selected, precision: what self-training took and how much of it was right, a round each.
     """
 
     name: str = Field(min_length=1)
-    seconds: float = Field(ge=0)
+    seconds: float | None = Field(ge=0)
     steps: int = Field(ge=0)
     trace: tuple[tuple[int, float], ...] | None = None
     selected: list[Any] | None = None

@@ -4,6 +4,7 @@ Below ``work`` stand the source models and what the cells of one language share;
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -376,10 +377,11 @@ def _is_made(out: Path) -> bool:
 
 @contextmanager
 def _timed(out: Path) -> Iterator[None]:
-    """Keep the wall time of what makes ``out`` beside it; of a stage that was killed, the time since it went on."""
+    """Keep the wall time of what makes ``out`` beside it, ``null`` if it goes on from a checkpoint."""
+    interrupted = any(out.parent.glob(f"{out.name}.*-checkpoint"))
     began = time.monotonic()
     yield
-    _seconds_file(out).write_text(str(time.monotonic() - began))
+    _seconds_file(out).write_text(json.dumps(None if interrupted else time.monotonic() - began))
 
 
 def _seconds_file(out: Path) -> Path:
@@ -387,7 +389,7 @@ def _seconds_file(out: Path) -> Path:
 
 
 def _report(stage: str, folder: Path) -> Stage:
-    seconds = float(_seconds_file(folder).read_text())
+    seconds = json.loads(_seconds_file(folder).read_text())
     kept = folders.read_history(folder)
     if stage == "source":
         return Stage(name=stage, seconds=seconds, steps=len(kept["losses"]) + len(kept.get("meta_losses", [])))

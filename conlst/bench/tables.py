@@ -48,7 +48,7 @@ class _Run(NamedTuple):
     languages: tuple[str, ...]
     seed: int
     steps: int
-    seconds: float
+    seconds: float | None
 
 
 def blocks(cells: Iterable[Cell], groups: Mapping[str, Sequence[str]], development: Sequence[str]) -> dict[str, str]:
@@ -118,7 +118,8 @@ def rows(results: Results, development: Sequence[str]) -> str:
     table = []
     for cells in runs.values():
         one = cells[0]
-        seconds = [sum(stage.seconds for stage in cell.stages if stage.name != _STAGE_0) for cell in cells if cell.adapted]
+        taken = [[stage.seconds for stage in cell.stages if stage.name != _STAGE_0] for cell in cells if cell.adapted]
+        seconds = [math.fsum(filter(None, stages)) for stages in taken if None not in stages]
         table.append(
             [
                 *(one.language, one.tested, one.protocol, _text(one.system), _text(one.started_from)),
@@ -205,14 +206,15 @@ def cost(results: Results) -> str:
             (f"{pool:,}" if pool else _NOTHING) + (f" in {joint} languages" if joint else ""),
             f"{len(found)}",
             _median_and_range([run.steps for run in found], ",.0f"),
-            _median_and_range([run.seconds for run in found], ",.0f"),
-            _median_and_range([run.seconds / run.steps for run in found if run.steps], ".1f"),
+            _median_and_range([run.seconds for run in found if run.seconds is not None], ",.0f"),
+            _median_and_range([run.seconds / run.steps for run in found if run.seconds is not None and run.steps], ".1f"),
         ]
         for (_, name, pool, joint), found in sorted(runs.items())
     ]
     note = (
         "A run that several cells share, of one system or of many, counts once. Medians over the runs of all systems, with the"
-        " least and the most in brackets; what a system took stands in the table of the development languages."
+        " least and the most in brackets; what a system took stands in the table of the development languages. Seconds are those of"
+        " runs that were not interrupted."
     )
     head = ["stage", "pool", "runs", "steps", "seconds", "seconds a step"]
     return _table(head, table, 1, [note, _machines(results.cells), _provenance(results.cells)])
