@@ -213,8 +213,8 @@ def cost(results: Results) -> str:
     ]
     note = (
         "A run that several cells share, of one system or of many, counts once. Medians over the runs of all systems, with the"
-        " least and the most in brackets; what a system took stands in the table of the development languages. Seconds are those of"
-        " runs that were not interrupted."
+        " least and the most in brackets; what a system took stands in the table of the development languages. Seconds are those"
+        " of runs that were not interrupted."
     )
     head = ["stage", "pool", "runs", "steps", "seconds", "seconds a step"]
     return _table(head, table, 1, [note, _machines(results.cells), _provenance(results.cells)])
