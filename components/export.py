@@ -31,6 +31,13 @@ def export(
 
     checked = config_from_json(config)
     with recorded(checked, job, language, "export", served.path) as run:
-        judged = {"development": Path(development.path), "test": Path(test.path), "evaluation": Path(evaluation.path)}
-        difference = export_model(checked, Path(model.path), Path(pairs.path), Path(served.path), **judged)
+        difference = export_model(
+            checked,
+            Path(model.path),
+            Path(pairs.path),
+            Path(served.path),
+            development=Path(development.path),
+            test=Path(test.path),
+            evaluation=Path(evaluation.path),
+        )
         run.metrics({"parity": difference})

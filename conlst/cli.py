@@ -81,16 +81,39 @@ def adapt(options: argparse.Namespace) -> Result:
     config = _config(options)
     work = _work(options.out)
     start = folders.resolve_source_model(_one_local(options.source_model, work), work / "starter")
-    pool = work / "pool"
-    folders.ingest(config, "pool", _local(options.pool, work), options.language, pool)
+    pool, language = _pool(config, options.pool, options.language, work)
     source = None
     if options.source_data:
         source = work / "source"
         folders.ingest(config, "source", _local(options.source_data, work), "en", source)
+    if options.without_calibration:
+        folders.self_train_model(config, start, pool, language, options.out, source)
+        return {"model": str(options.out), **_meta(options.out)}
     calibrated = work / "calibrated"
-    folders.calibrate_model(config, start, pool, options.language, calibrated, source)
-    folders.self_train_model(config, calibrated, pool, options.language, options.out, source)
+    folders.calibrate_model(config, start, pool, language, calibrated, source)
+    folders.self_train_model(config, calibrated, pool, language, options.out, source)
     return {"model": str(options.out), "calibrated": str(calibrated), **_meta(options.out)}
+
+
+def _pool(config: Config, files: Sequence[str], languages: Sequence[str], work: Path) -> tuple[Path, str]:
+    """The folder of the pool, and the code that it has as a whole."""
+    from conlst.data.pairs import SEVERAL, merge_pairs
+    from conlst.stages import folders
+
+    pool = work / "pool"
+    if len(languages) == 1:
+        folders.ingest(config, "pool", _local(files, work), languages[0], pool)
+        return pool, languages[0]
+    if len(files) != len(languages) or len(set(languages)) < len(languages):
+        raise ConfigError(
+            f"{len(languages)} languages ({', '.join(languages)}) and {len(files)} files: several languages need a file each, "
+            "in the same order, and every language once"
+        )
+    parts = [work / f"pool-{language}" for language in languages]
+    for language, file, part in zip(languages, files, parts, strict=True):
+        folders.ingest(config, "pool", _local([file], work), language, part)
+    merge_pairs(parts, pool)
+    return pool, SEVERAL
 
 
 def evaluate(options: argparse.Namespace) -> Result:
@@ -107,14 +130,14 @@ def evaluate(options: argparse.Namespace) -> Result:
 
 
 def export(options: argparse.Namespace) -> Result:
-    from conlst.contract.artifacts import read_manifest
     from conlst.data.sources import sample_languages
     from conlst.stages import folders
+    from conlst.stages.export import language_to_serve
 
     config = _config(options)
     work = _work(options.out)
     model = folders.resolve_source_model(_one_local(options.model, work), work / "starter")
-    language = read_manifest(model).meta.get("language", "en")
+    language = language_to_serve(model, options.language)
     # any text will do to compare torch with ONNX, the model's own language is best
     pairs_language = language if language in sample_languages() or options.data else "en"
     sources = _local([options.data or f"sample:{pairs_language}"], work)
@@ -123,7 +146,7 @@ def export(options: argparse.Namespace) -> Result:
     if options.development:
         development = work / "development"
         folders.ingest(config, "source_dev", _local([options.development], work), "en", development)
-    difference = folders.export_model(config, model, work / "pairs", options.out, development=development)
+    difference = folders.export_model(config, model, work / "pairs", options.out, development=development, language=language)
     settings = json.loads((options.out / "config.json").read_text(encoding="utf-8"))
     told = {name: settings[name] for name in ("precision", "precision_reason", "temperature")}
     return {"model": str(options.out), "language": language, "parity": difference, **told}
@@ -467,7 +490,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("adapt", adapt, "stages 1 and 2: calibrate and self-train on unlabelled pairs of a language")
     sub.add_argument("--source-model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
     sub.add_argument("--pool", nargs="+", required=True, metavar="FILE", help="pairs of the language; their labels are not used")
-    sub.add_argument("--language", required=True, help="code of the language, for example sw")
+    sub.add_argument(
+        *("--language", "--languages"),
+        nargs="+",
+        required=True,
+        metavar="LANGUAGE",
+        help="code of the language, for example sw; several train one model for all of them, and each has one file of --pool",
+    )
+    sub.add_argument("--without-calibration", action="store_true", help="leave stage 1 out: self-training alone, half the cost")
     sub.add_argument("--source-data", nargs="+", metavar="FILE", help="labelled English pairs; default: those the model carries")
     sub.add_argument("--out", type=Path, required=True, help="folder of the adapted model; DIR.work keeps the calibrated one")
 
@@ -480,6 +510,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("export", export, "write a model as ONNX, refused unless it answers as torch does", "default")
     sub.add_argument("--model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
+    sub.add_argument("--language", help="to serve the model for, if it was adapted to several")
     sub.add_argument(
         "--data", metavar="FILE", help="pairs to compare on (default: the sample of the model's language, or of English)"
     )

@@ -20,6 +20,7 @@ from conlst.cli import main
 from conlst.contract.artifacts import publish, verify
 from conlst.contract.errors import ArtifactError
 from conlst.contract.labels import NAMES
+from conlst.data.pairs import read_pairs
 from conlst.model.starter import load_starter
 from conlst.platform import objects
 from tiny import WORDS, tiny_backbone, tiny_config, tiny_pairs, write_tsv
@@ -181,6 +182,38 @@ def test_a_calibrated_model_of_other_source_data_is_not_taken(user: Path, source
     fresh = adapt(user, source, "fresh", "--source-data", user / "more.tsv").result
     adapt(user, source, "changed", "--source-data", user / "en.tsv")
     assert adapt(user, source, "changed", "--source-data", user / "more.tsv").result["digest"] == fresh["digest"]
+
+
+def test_adapt_without_calibration_starts_stage_2_from_the_source_model(user: Path, source: dict[str, Any]) -> None:
+    alone = adapt(user, source, "alone", "--without-calibration").result
+    assert "calibrated" not in alone
+    assert verify(Path(alone["model"]), "model").parents["model"] == source["digest"]
+
+
+def test_several_languages_train_one_model_that_is_exported_for_each(user: Path, source: dict[str, Any], tmp_path: Path) -> None:
+    def joint(*languages: str) -> Ended:
+        return conlst(
+            *("adapt", "--config", user / "tiny.yaml", "--source-model", source["model"]),
+            *("--pool", user / "pool.tsv", user / "more.tsv", "--languages", *languages, "--out", user / "models" / "joint"),
+        )
+
+    for languages in (("sw", "fr", "de"), ("sw", "sw")):
+        assert "several languages need a file each" in joint(*languages).complaint
+    model = joint("sw", "fr").result
+    assert (model["language"], model["languages"]) == ("mul", ["fr", "sw"])
+    # 45 and 60 pairs
+    assert len(read_pairs(user / "models" / "joint.work" / "pool")) == 105
+    assert joint("sw", "fr").result == model
+
+    def exported(*language: str) -> Ended:
+        return conlst("export", "--model", model["model"], "--data", user / "test.tsv", *language, "--out", tmp_path / "onnx")
+
+    assert "was adapted to fr, sw: name the one" in exported().complaint
+    assert "was adapted to fr, sw, it cannot be exported for de" in exported("--language", "de").complaint
+    for language in ("fr", "sw"):
+        assert exported("--language", language).result["language"] == language
+        assert json.loads((tmp_path / "onnx" / "config.json").read_text())["language"] == language
+        assert verify(tmp_path / "onnx", "onnx").meta["language"] == language
 
 
 def test_evaluate_gives_what_acceptance_reads(user: Path, adapted: dict[str, Any]) -> None:

@@ -59,7 +59,25 @@ class Reference:
     evaluation: dict[str, Any] | None = None
 
 
-def export_onnx(model_folder: Path, pairs: Pairs, out: Path, config: Config, reference: Reference | None = None) -> float:
+def language_to_serve(model: Path, wanted: str | None = None) -> str:
+    """The language of an exported model: the one that ``model`` was adapted to, or ``wanted``, which must be one of them.
+
+    Raises:
+        DataError: if it was adapted to several and none is wanted, or to others.
+    """
+    meta = read_manifest(model).meta
+    own = meta.get("language", "en")
+    known = meta.get("languages", [own])
+    if wanted is None and len(known) > 1:
+        raise DataError(f"{model} was adapted to {', '.join(known)}: name the one to export it for")
+    if wanted is not None and wanted not in known:
+        raise DataError(f"{model} was adapted to {', '.join(known)}, it cannot be exported for {wanted}")
+    return wanted or own
+
+
+def export_onnx(
+    model_folder: Path, pairs: Pairs, out: Path, config: Config, reference: Reference | None = None, language: str | None = None
+) -> float:
     """Publish an ``onnx`` folder of a trained model: graphs, embedding table, tokenizer, settings, card and golden pairs.
 
     Args:
@@ -68,14 +86,16 @@ def export_onnx(model_folder: Path, pairs: Pairs, out: Path, config: Config, ref
             every server answers again before it is ready.
         reference: without English pairs in it nothing shows what INT8 costs and how sure the model may be: float32 is served
             then, at temperature 1.
+        language: as :func:`language_to_serve` has it.
 
     Returns:
         The largest difference of logits.
 
     Raises:
-        DataError: if there are no pairs to compare on, or only truncated ones.
+        DataError: if there are no pairs to compare on, or only truncated ones; for the language.
         TrainingError: if the difference exceeds ``config.export.tolerance``; nothing is published then.
     """
+    language = language_to_serve(model_folder, language)
     if not pairs:
         raise DataError("export compares ONNX with torch on real pairs, and got none")
     # eager attention: a fused one exports to other numbers where a row is all padding
@@ -86,7 +106,6 @@ def export_onnx(model_folder: Path, pairs: Pairs, out: Path, config: Config, ref
     if not len(whole):
         raise DataError(f"every one of {len(pairs)} pairs is longer than the model reads, so none can be a golden pair")
     reference = reference or Reference(pairs, [], None, [], np.empty(0, np.int64))
-    language = read_manifest(model_folder).meta.get("language", "en")
     parents, meta = {"model": model.digest}, {"language": language}
     with publish(out, kind=KIND, config=config.to_dict(), parents=parents, meta=meta) as staging:
         _write_graph(model.classifier, tokens, staging, config.export.opset)

@@ -60,6 +60,7 @@ def export_model(
     development: Path | None = None,
     test: Path | None = None,
     evaluation: Path | None = None,
+    language: str | None = None,
 ) -> float:
     """Publish the ONNX folder of ``model``.
 
@@ -68,6 +69,7 @@ def export_model(
         development: labelled English pairs that no stage trained on. Without them float32 is served, at temperature 1.
         test: pairs of the language that it was not adapted on; their labels are read only beside an ``evaluation`` by labels.
         evaluation: what was measured of the model, an ``evaluation`` or an ``estimate``, for the card.
+        language: to serve it for, if it was adapted to several.
 
     Returns:
         The largest difference of logits from torch.
@@ -91,7 +93,7 @@ def export_model(
             reference = replace(reference, held_out=_texts(held_out), held_out_labels=labels_of(held_out).numpy())
         else:
             reference = replace(reference, held_out=_texts(_some(held_out, config)))
-    return export_onnx(model, _texts(pool.take(200)), out, config, reference)
+    return export_onnx(model, _texts(pool.take(200)), out, config, reference, language)
 
 
 def _evaluates(evaluation: Path, model: Path) -> bool:
