@@ -75,7 +75,7 @@ _ERRORS: dict[int, tuple[str, dict[str, str]]] = {
         },
     ),
     429: (
-        "Too many requests: of everyone, or with this key.",
+        "Too many requests: of everyone, more than there is time for before the deadline, or with this key.",
         {
             "busy": "too many requests are waiting; try again in 1 s",
             "rate_limited": "this key may ask 600 times a minute; try again in 1 s",

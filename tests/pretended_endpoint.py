@@ -29,6 +29,7 @@ CATALOGUE = {
             "gate": {"promote": True, "reasons": ["first of its language"], "decided_at": "2026-11-21T10:00:00Z"},
             "card": {"precision": {"served": "int8"}},
             "refused": REFUSED,
+            "without_champion": True,
         }
     ],
     "refused": {"sw": REFUSED},

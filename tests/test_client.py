@@ -243,6 +243,7 @@ def test_models_are_described(ask: Asker) -> None:
     assert model.loaded_at == datetime(2026, 11, 22, 10, tzinfo=UTC)
     assert model.gate == Gate(True, ("first of its language",), "2026-11-21T10:00:00Z")
     assert model.refused == Rejected(4, "cd" * 32, "golden pair 0 differs", datetime(2026, 11, 22, 11, tzinfo=UTC))
+    assert model.without_champion
     assert catalogue.refused == {"sw": model.refused}
     assert model.card == {"precision": {"served": "int8"}}
 

@@ -57,6 +57,7 @@ def model(language: str, version: int | None, **changes: Any) -> dict[str, Any]:
             },
         },
         "refused": None,
+        "without_champion": False,
         **changes,
     }
 
@@ -120,7 +121,7 @@ class Endpoint:
     """A stand-in with the endpoint's shapes, whose answers and moods a test sets."""
 
     def __init__(self) -> None:
-        self.models = [model("sw", 4, refused=REFUSED), model("fr", 2), plain_model()]
+        self.models = [model("sw", 4, refused=REFUSED), model("fr", 2, without_champion=True), plain_model()]
         self.unserved: dict[str, dict[str, Any]] = {}
         self.ready = True
         self.fallback = "fr"

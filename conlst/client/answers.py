@@ -102,6 +102,7 @@ class ModelInfo(ModelName):
         max_tokens: of the longest pair that it reads.
         card: what was measured when it was exported.
         refused: a newer version that could not be served.
+        without_champion: whether the registry has no champion for the language any more, while this model goes on.
     """
 
     language: str
@@ -111,6 +112,7 @@ class ModelInfo(ModelName):
     gate: Gate | None
     card: Mapping[str, Any]
     refused: Rejected | None
+    without_champion: bool
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def _model_info(model: Mapping[str, Any]) -> ModelInfo:
         gate=Gate(bool(gate["promote"]), tuple(gate["reasons"]), gate["decided_at"]) if gate else None,
         card=dict(model["card"]),
         refused=_rejected(refused) if refused else None,
+        without_champion=bool(model["without_champion"]),
     )
 
 

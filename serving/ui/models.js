@@ -40,6 +40,7 @@ function card(model, fallback) {
       make("span", { class: "badge", text: model.version === null ? "from a folder" : `version ${model.version}` }),
     ),
     model.refused ? refused(model.language, model.refused, servesOn(model)) : null,
+    model.without_champion ? withoutChampion(model) : null,
     make(
       "dl",
       { class: "facts" },
@@ -103,6 +104,14 @@ function refused(language, refusal, instead) {
     make("strong", { text: `${newer} was refused; ${instead}.` }),
     make("p", { text: stopped(capital(refusal.reason)) }),
     make("p", { class: "why", text: `Since ${date(refusal.since)}${digest}` }),
+  );
+}
+
+function withoutChampion(model) {
+  return make(
+    "div",
+    { class: "notice bad", role: "note", "aria-label": `No champion for ${languageName(model.language)}` },
+    make("strong", { text: `The registry has no champion for this language any more; ${servesOn(model)}.` }),
   );
 }
 
