@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
         begin = time.perf_counter()
         try:
             status, headers, _ = await self.exchange(request)
-        except (OSError, ValueError):
+        except OSError:
             self.close()
             status, headers = 0, {}
         return Sample(begin, time.perf_counter(), status, headers.get(b"retry-after", b"").decode() or None)
@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
 
         Raises:
             OSError: if the server ends the connection before.
+        ValueError: if what it answers does not tell its length.
         """
         loop = asyncio.get_running_loop()
         if self._transport is None or self._transport.is_closing():
@@ -84,6 +85,9 @@ class Connection(asyncio.Protocol):
             return
         first, *lines = head.split(b"\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        if b"content-length" not in headers:
+            self._answer.set_exception(ValueError(f"an answer without a length: {head!r}"))
+            return
         if len(body) < int(headers[b"content-length"]):
             return
         if headers.get(b"connection") == b"close":

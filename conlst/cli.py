@@ -489,15 +489,23 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("adapt", adapt, "stages 1 and 2: calibrate and self-train on unlabelled pairs of a language")
     sub.add_argument("--source-model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
-    sub.add_argument("--pool", nargs="+", required=True, metavar="FILE", help="pairs of the language; their labels are not used")
+    sub.add_argument(
+        "--pool",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="pairs of the language, or a file for each of several; their labels are not used",
+    )
     sub.add_argument(
         *("--language", "--languages"),
+        action="extend",
         nargs="+",
         required=True,
         metavar="LANGUAGE",
         help="code of the language, for example sw; several train one model for all of them, and each has one file of --pool",
     )
-    sub.add_argument("--without-calibration", action="store_true", help="leave stage 1 out: self-training alone, half the cost")
+    sub.add_argument("--without-calibration", action="store_true", help="self-training alone, about half the cost")
     sub.add_argument("--source-data", nargs="+", metavar="FILE", help="labelled English pairs; default: those the model carries")
     sub.add_argument("--out", type=Path, required=True, help="folder of the adapted model; DIR.work keeps the calibrated one")
 

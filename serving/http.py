@@ -7,7 +7,7 @@ one bad item of a batch fail its neighbours.
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,6 @@ from serving.settings import Settings
 from serving.watch import Watcher
 
 _KINDS = {404: "not_found", 405: "method_not_allowed"}
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,8 +26,7 @@ class Admission:
 
     Args:
         keys: ``None`` if anyone may ask.
-        public: paths that need no key. All others do, whether there is such a route or not: what a router takes for a path of its
-            own need not be equal to it.
+        public: paths that need no key. All others do, whether there is such a route or not.
         computing: paths whose requests need room in the scheduler.
     """
 
@@ -106,7 +105,7 @@ class Observed:
             await self._app(scope, receive, send)
             return
         own = Headers(scope=scope).get("x-request-id", "")
-        request_id = own if _REQUEST_ID.fullmatch(own) else uuid.uuid4().hex
+        request_id = own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(16)
         place = _place(scope)
         route = place if place in self._routes else "other"
         begin = time.perf_counter()
@@ -138,6 +137,7 @@ class Observed:
 
 
 def _place(scope: Scope) -> str:
-    """The path; that of the page for its files, however they are called."""
-    path: str = scope["path"]
+    """The path as the router takes it, but that of the page for its files, however they are called."""
+    # its expressions end with $, which lets one line break pass
+    path: str = scope["path"].removesuffix("\n")
     return "/ui" if path.startswith("/ui/") else path

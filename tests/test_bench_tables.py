@@ -547,6 +547,13 @@ class TestCost:
         assert (row["runs"], row["steps"], row["seconds"], row["seconds a step"]) == ("2", "30 (20 to 40)", "30", "1.5")
         assert row_of(tables.rows(results, ["sw"]), system="conl")["seconds"] == "–"
 
+    def test_interrupted_runs_are_told_apart_by_what_they_left(self) -> None:
+        def stopped(selected: int) -> list[dict[str, Any]]:
+            return [{"name": "selftrain", "seconds": None, "steps": 40, "selected": [[selected, 6, 7]]}]
+
+        cells = [cell(system, "sw", 13, 126, 120, stages=stopped(at)) for system, at in (("a", 1), ("b", 1), ("c", 2))]
+        assert row_of(tables.cost(Results(cells)), stage="selftrain")["runs"] == "2"
+
     def test_where_the_cells_come_from(self) -> None:
         cells = [cell("conlst", "sw", 13, 126, 120), cell("conlst", "sw", 14, 126, 120, dirty=True, commit="fedcba9876543210")]
         block = tables.cost(Results(cells))

@@ -197,7 +197,8 @@ def test_several_languages_train_one_model_that_is_exported_for_each(user: Path,
             *("--pool", user / "pool.tsv", user / "more.tsv", "--languages", *languages, "--out", user / "models" / "joint"),
         )
 
-    for languages in (("sw", "fr", "de"), ("sw", "sw")):
+    # an option that is given again adds to the first
+    for languages in (("sw", "fr", "de"), ("sw", "sw"), ("sw", "--language", "sw")):
         assert "several languages need a file each" in joint(*languages).complaint
     model = joint("sw", "fr").result
     assert (model["language"], model["languages"]) == ("mul", ["fr", "sw"])
@@ -208,8 +209,8 @@ def test_several_languages_train_one_model_that_is_exported_for_each(user: Path,
     def exported(*language: str) -> Ended:
         return conlst("export", "--model", model["model"], "--data", user / "test.tsv", *language, "--out", tmp_path / "onnx")
 
-    assert "was adapted to fr, sw: name the one" in exported().complaint
-    assert "was adapted to fr, sw, it cannot be exported for de" in exported("--language", "de").complaint
+    assert "is a model of fr, sw: name the one" in exported().complaint
+    assert "is a model of fr, sw, it cannot be exported for de" in exported("--language", "de").complaint
     for language in ("fr", "sw"):
         assert exported("--language", language).result["language"] == language
         assert json.loads((tmp_path / "onnx" / "config.json").read_text())["language"] == language

@@ -2,19 +2,17 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmark import benchmark
 from conlst.bench.cell import read_cells
 from conlst.bench.matrix import read_matrix
 from conlst.bench.tables import blocks, fill
 from conlst.cli import _parser
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import serving_tables
+serving_tables = benchmark("serving_tables")
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,16 +1,14 @@
 """The pools of ``benchmarks/pool_makeup.py`` are what their names say."""
 
 import random
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from benchmark import benchmark
 
-from pool_makeup import draw
+draw = benchmark("pool_makeup").draw
 
 
 def as_in_xnli(premises: int) -> Dataset:

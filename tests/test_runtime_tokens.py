@@ -160,6 +160,11 @@ def test_segmentation_is_the_best_of_all_that_there_are(seed):
         assert list(unigram.ids(word)) == fused, word
 
 
+def test_a_piece_may_hold_any_character() -> None:
+    unigram = Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("a\0b", -1.0), ("\0", -3.0)], 0)
+    assert [unigram.ids(word) for word in ("a", "a\0b", "\0a", "ba")] == [(1,), (3,), (4, 1), (2, 1)]
+
+
 def test_only_words_are_kept_and_not_what_stands_between_the_blanks_of_other_scripts():
     unigram = Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0), ("ab", -2.5)], 0)
     line = "ab" * 2000

@@ -43,12 +43,16 @@ _MARKER = re.compile(r"<!-- (?:bench:([\w-]+)|/bench) -->")
 
 
 class _Run(NamedTuple):
-    """What tells the trainings of a stage apart: cells that agree in all of it share one, for no two take the same seconds."""
+    """What tells the trainings of a stage apart: cells that agree in all of it share one, for no two take the same seconds.
+
+    Of an interrupted one, whose seconds are not known, ``told`` is all that its cells say of it.
+    """
 
     languages: tuple[str, ...]
     seed: int
     steps: int
     seconds: float | None
+    told: str
 
 
 def blocks(cells: Iterable[Cell], groups: Mapping[str, Sequence[str]], development: Sequence[str]) -> dict[str, str]:
@@ -119,7 +123,7 @@ def rows(results: Results, development: Sequence[str]) -> str:
     for cells in runs.values():
         one = cells[0]
         taken = [[stage.seconds for stage in cell.stages if stage.name != _STAGE_0] for cell in cells if cell.adapted]
-        seconds = [math.fsum(filter(None, stages)) for stages in taken if None not in stages]
+        seconds = [_total(stages) for stages in taken if None not in stages]
         table.append(
             [
                 *(one.language, one.tested, one.protocol, _text(one.system), _text(one.started_from)),
@@ -136,7 +140,7 @@ def rows(results: Results, development: Sequence[str]) -> str:
     note = (
         "Accuracy in % and gains in points, ± the standard deviation over seeds, their number in brackets. The first gain is over"
         " the stage-0 model that the system started from, the second over the plain one if that is another, both with the same"
-        " seed. ECE is a mean over seeds. Seconds: median of the stages after stage 0 together."
+        " seed. ECE is a mean over seeds. Seconds: median of the stages after stage 0 together, where none was interrupted."
     )
     shown = [cell for cells in runs.values() for cell in cells]
     return _table([*head, "gain over plain zero-shot", "ECE", "seconds"], table, 5, [note, _standard_errors(shown)])
@@ -199,7 +203,8 @@ def cost(results: Results) -> str:
             if stage.name == _STAGE_0:
                 # all the cells that started from a model report the one training of it, whatever their language
                 row, languages = (False, f"stage 0, {cell.started_from}", 0, 0), (SOURCE_LANGUAGE,)
-            runs[row].add(_Run(languages, cell.seed, stage.steps, stage.seconds))
+            told = stage.model_dump_json() if stage.seconds is None else ""
+            runs[row].add(_Run(languages, cell.seed, stage.steps, stage.seconds, told))
     table = [
         [
             _text(name),
@@ -444,6 +449,10 @@ def _gain(found: Summary | None) -> str:
         return _NOTHING
     # the z keeps a loss too small to show from being written as -0
     return f"{100 * found.mean:+z.2f}{_deviation(found)} ({found.n})".replace("-", "−")
+
+
+def _total(seconds: Iterable[float | None]) -> float:
+    return math.fsum(each for each in seconds if each is not None)
 
 
 def _median_and_range(values: Sequence[float], form: str) -> str:

@@ -218,7 +218,7 @@ def _model_info(model: Mapping[str, Any]) -> ModelInfo:
         gate=Gate(bool(gate["promote"]), tuple(gate["reasons"]), gate["decided_at"]) if gate else None,
         card=dict(model["card"]),
         refused=_rejected(refused) if refused else None,
-        without_champion=bool(model["without_champion"]),
+        without_champion=bool(model.get("without_champion", False)),
     )
 
 

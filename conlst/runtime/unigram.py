@@ -27,7 +27,8 @@ class Unigram:
         self._ids = array("i", bytes(4 * len(self._trie)))
         self._scores = array("d", bytes(8 * len(self._trie)))
         for index, (piece, score) in enumerate(pieces):
-            key = self._trie[piece]
+            # not by `[piece]`, which stops at a NUL
+            *_, (_, key) = self._trie.iter_prefixes_with_ids(piece)
             self._ids[key], self._scores[key] = index, score
         self._unknown = unknown
         self._unknown_score = min(self._scores) - _UNKNOWN_PENALTY

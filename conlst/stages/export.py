@@ -69,9 +69,9 @@ def language_to_serve(model: Path, wanted: str | None = None) -> str:
     own = meta.get("language", "en")
     known = meta.get("languages", [own])
     if wanted is None and len(known) > 1:
-        raise DataError(f"{model} was adapted to {', '.join(known)}: name the one to export it for")
+        raise DataError(f"{model} is a model of {', '.join(known)}: name the one to export it for (--language)")
     if wanted is not None and wanted not in known:
-        raise DataError(f"{model} was adapted to {', '.join(known)}, it cannot be exported for {wanted}")
+        raise DataError(f"{model} is a model of {', '.join(known)}, it cannot be exported for {wanted}")
     return wanted or own
 
 
