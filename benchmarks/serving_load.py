@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
 
         Raises:
             OSError: if the server ends the connection before.
-        ValueError: if what it answers does not tell its length.
+            ValueError: if what it answers does not tell its length.
         """
         loop = asyncio.get_running_loop()
         if self._transport is None or self._transport.is_closing():

@@ -227,11 +227,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return error_response(request.scope, ApiError(error.status_code, kind, error.detail, headers=error.headers))
 
 
-async def _disconnect(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _disconnect(request: Request, _: Exception) -> Response:
     # nobody reads this; it keeps a client that left from being counted as our failure
     return error_response(request.scope, ApiError(400, "incomplete_body", "the body ended early"))
 
 
-async def _internal_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _internal_error(request: Request, _: Exception) -> Response:
     message = "the server failed; its log has the reason under this X-Request-ID"
     return error_response(request.scope, ApiError(500, "internal", message))

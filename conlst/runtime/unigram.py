@@ -1,4 +1,4 @@
-"""Unigram segmentation in 8 MB: the ``tokenizers`` library takes 290 for XLM-R's 250,000 pieces."""
+"""Unigram segmentation over a succinct trie: the ``tokenizers`` library takes 290 MB for XLM-R's 250,000 pieces."""
 
 from array import array
 from collections.abc import Sequence
