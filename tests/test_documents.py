@@ -10,7 +10,7 @@ from benchmark import benchmark
 from conlst.bench.cell import read_cells
 from conlst.bench.matrix import read_matrix
 from conlst.bench.tables import blocks, fill
-from conlst.cli import _parser
+from conlst.cli import command_line
 
 serving_tables = benchmark("serving_tables")
 
@@ -39,7 +39,7 @@ WHOLE = [entry for entry in commands() if any(word.startswith("--") for word in 
 @pytest.mark.parametrize(("document", "command"), WHOLE)
 def test_the_command_line_takes_it(document: str, command: str) -> None:
     try:
-        _parser().parse_args(words(command))
+        command_line().parse_args(words(command))
     except SystemExit:
         pytest.fail(f"{document} has {command!r}")
 
@@ -47,7 +47,7 @@ def test_the_command_line_takes_it(document: str, command: str) -> None:
 @pytest.mark.parametrize(("document", "command"), commands())
 def test_it_is_a_command(document: str, command: str) -> None:
     name = words(command)[0]
-    assert re.search(rf"^    {name}\b", _parser().format_help(), re.MULTILINE), f"{document}: {command}"
+    assert re.search(rf"^    {name}\b", command_line().format_help(), re.MULTILINE), f"{document}: {command}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -64,7 +64,7 @@ def test_makes_targets_are_there() -> None:
 
 
 def test_the_tables_of_the_results_are_those_of_the_cells() -> None:
-    options = _parser().parse_args(words(REFILL))
+    options = command_line().parse_args(words(REFILL))
     matrix = read_matrix(ROOT / options.matrix)
     page = (ROOT / options.document).read_text(encoding="utf-8")
     tables = blocks(read_cells(ROOT / options.out), matrix.groups, matrix.development)

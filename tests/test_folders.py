@@ -825,6 +825,15 @@ def test_self_learning_is_kept_when_it_was_made_from_the_same(world: World, tmp_
     assert train(selflearn={"rounds": 1}) != first
 
 
+def test_a_pool_is_one_folder_whether_of_one_language_or_of_several(world: World, tmp_path: Path) -> None:
+    files = {code: [str(write_tsv(tmp_path / f"{code}.tsv", tiny_pairs(6, seed)))] for seed, code in enumerate(("ur", "sw"))}
+    assert folders.ingest_pool(world.config(), {"sw": files["sw"] + files["ur"]}, tmp_path / "alone") == "sw"
+    assert set(read_pairs(tmp_path / "alone")["language"]) == {"sw"}
+    assert folders.ingest_pool(world.config(), files, tmp_path / "both") == SEVERAL
+    assert read_pairs(tmp_path / "both")["language"][:] == ["ur"] * 6 + ["sw"] * 6
+    assert [verify(tmp_path / f"both-{code}", "pairs").meta["language"] for code in files] == ["ur", "sw"]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_model_of_several_languages_names_the_protocol_of_each(
     world: World, tmp_path: Path, stage: Callable[..., None]

@@ -8,7 +8,7 @@ from conlst.data.ingestion import ingest
 from conlst.stages.folders.adapt import calibrate_model, self_learn_model, self_train_model
 from conlst.stages.folders.estimate import estimate_model
 from conlst.stages.folders.measure import evaluate_model, export_model, predict_pairs
-from conlst.stages.folders.pairs import read_history, source_pairs, translate_training_pairs
+from conlst.stages.folders.pairs import ingest_pool, read_history, source_pairs, translate_training_pairs
 from conlst.stages.folders.source import STARTER, TRAIN, provide_source_model, resolve_source_model, train_source_model
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "evaluate_model",
     "export_model",
     "ingest",
+    "ingest_pool",
     "predict_pairs",
     "provide_source_model",
     "read_history",

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from conlst.contract.cache import cache_folder
 from conlst.contract.config import Config
 from conlst.contract.errors import ConfigError, UnsupportedDirection
 from conlst.data.backtranslation import TranslationCache, back_translate, open_backend
-from conlst.data.pairs import Ingested, read_pairs, require_labels, text_hash, write_pairs
+from conlst.data.ingestion import ingest
+from conlst.data.pairs import SEVERAL, Ingested, merge_pairs, read_pairs, require_labels, text_hash, write_pairs
 from conlst.data.sources import load_source
 from conlst.data.tokens import TokenizedPairs, tokenize
 from conlst.data.translated import translate_pairs
@@ -27,6 +28,29 @@ log = logging.getLogger(__name__)
 
 HISTORY = "history.json"
 KEPT_PAIRS = "source_pairs.parquet"
+
+
+def ingest_pool(config: Config, sources: Mapping[str, Sequence[str]], out: Path) -> str:
+    """Read, check and publish the pool of a language, or those of several as one: each is then kept beside it, as ``out-code``.
+
+    Args:
+        sources: what :func:`conlst.data.ingestion.ingest` takes, by the code of the language, in the order of the pairs.
+
+    Returns:
+        What the stages are told as the language of the pool: its code, or ``SEVERAL``.
+
+    Raises:
+        DataError: as :func:`conlst.data.sources.load_source`, for the first language whose sources cannot be used.
+    """
+    if len(sources) == 1:
+        ((language, files),) = sources.items()
+        ingest(config, "pool", files, language, out)
+        return language
+    parts = {language: out.with_name(f"{out.name}-{language}") for language in sources}
+    for language, files in sources.items():
+        ingest(config, "pool", files, language, parts[language])
+    merge_pairs(list(parts.values()), out)
+    return SEVERAL
 
 
 def translate_training_pairs(pairs: Path, backend: str, path: Sequence[str], out: Path) -> None:

@@ -1,0 +1,5 @@
+import sys
+
+from conlst.cli import main
+
+sys.exit(main())
