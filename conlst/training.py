@@ -24,8 +24,13 @@ from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
 from conlst.data.batching import shuffled_batches
 from conlst.parallel import world
 from conlst.runtime.cpu import available_cpus
+from conlst.runtime.heap import give_back
 
 log = logging.getLogger(__name__)
+
+# Steps between two. Batches of ever new shapes leave holes: without it a stage that needs 5 GB has 10 after 40 steps; at every
+# step it would cost a third of the time.
+_GIVE_BACK_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,8 @@ class Trainer:
         self._optimizer.step()
         self._average()
         self.step += 1
+        if loss.device.type == "cpu" and self.step % _GIVE_BACK_EVERY == 0:
+            give_back()
         return loss.item()
 
     @torch.no_grad()

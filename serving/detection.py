@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from conlst.runtime.memory import give_back
+from conlst.runtime.heap import give_back
 
 # of each text: enough to tell, while a long one costs no more time than this
 _CHARACTERS = 500

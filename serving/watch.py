@@ -18,7 +18,7 @@ from time import monotonic
 
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import ArtifactError, ConlstError
-from conlst.runtime.memory import give_back
+from conlst.runtime.heap import give_back
 from conlst.runtime.onnx import KIND
 from serving.models import Catalogue, Refusal, Served, Source, fetched_models, find_champions
 from serving.settings import Settings

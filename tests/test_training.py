@@ -2,9 +2,11 @@
 
 import copy
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -113,6 +115,25 @@ def test_a_gradient_that_is_no_number_stops_too(model: PairClassifier) -> None:
 
 def checkpoints(folder: Path, identity: str = "this run", every: int = 2) -> Checkpoints:
     return Checkpoints(folder / "c", every, identity)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_holes_that_batches_of_other_shapes_left_go_back_to_the_system(model: PairClassifier) -> None:
+    trainer = Trainer(model, Optimisation(lr=1e-6), 8)
+    # too small to be mapped by itself, and each hole is held below the top of the heap by a block that stays
+    blocks = [torch.ones(16_000) for _ in range(4000)]
+    stays = blocks[1::20]
+    del blocks
+    resident = [_resident_mb()]
+    for _ in range(8):
+        trainer.update(push(model), [0])
+        resident.append(_resident_mb())
+    assert len(stays) == 200
+    assert resident[8] < resident[7] - 100, resident
+
+
+def _resident_mb() -> float:
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def test_checkpoints_are_due_every_so_many_steps(model: PairClassifier, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What keeps a process with many sessions small. Measured by ``benchmarks/serving_memory.py``."""
 
-import ctypes
-import sys
 from functools import cache
 
 import onnxruntime
@@ -18,14 +16,6 @@ def share_arena(options: onnxruntime.SessionOptions) -> None:
     _make_arena()
     options.add_session_config_entry(_USE_IT, "1")
     options.enable_mem_pattern = False
-
-
-def give_back() -> None:
-    """Return to the system what is free already: opening a session leaves holes as large as its weights in glibc's heap."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    # musl has no such function and no such holes
-    if trim is not None:
-        trim(0)
 
 
 @cache

@@ -16,7 +16,8 @@ from conlst.contract.errors import ArtifactError, BackendError, DataError
 from conlst.contract.labels import NAMES, check_id2label
 from conlst.runtime.cpu import available_cpus
 from conlst.runtime.graph import external_tensors
-from conlst.runtime.memory import give_back, share_arena
+from conlst.runtime.heap import give_back
+from conlst.runtime.memory import share_arena
 from conlst.runtime.table import Tables, values_of
 from conlst.runtime.tokens import Encoded, Pair
 
