@@ -2,9 +2,10 @@
 
     python benchmarks/serving.py --onnx <folder of kind onnx> --model <folder of kind model that it was exported from>
 
-Servers are real processes on ``--threads`` CPUs, the load comes from the others. Closed loops at several connections, systems
-taking turns, medians over the repeats; then five times what conlst can bear; with ``--soak`` 80 % of what it answers in a
-minute, for some minutes. Pairs are those shipped with conlst, or of ``--pairs`` (a TSV, may be gzipped).
+Servers are real processes on ``--threads`` CPUs. The load comes from the others; where there are none, from the same ones, as a
+batch process. Closed loops at several connections, systems taking turns, medians over the repeats; then five times what conlst
+can bear; with ``--soak`` 80 % of what it answers in a minute, for some minutes. Pairs are those shipped with conlst, or of
+``--pairs`` (a TSV, may be gzipped).
 """
 
 import argparse
@@ -96,6 +97,9 @@ def main() -> None:
     pairs = _read_pairs(options.pairs, options.number, options.seed)
     server_cpus, own_cpus = divide_cpus(options.threads)
     os.sched_setaffinity(0, own_cpus)
+    if own_cpus & server_cpus:
+        # load from another machine would not stop a server in the middle of its work whenever an answer wakes it
+        os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
     folders = {"conlst fp32": options.onnx} | ({"conlst int8": options.int8} if options.int8 else {})
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         work = Path(temporary)

@@ -67,7 +67,7 @@ def steady(result: Mapping[str, Any]) -> str:
                 f"{overload['recovery_seconds']:.1f} s",
                 _round(soak["offered_per_second"]),
                 f"{soak['minutes']:g} min",
-                f"{soak['failures']} of {asked:,}",
+                f"{soak['failures']:,} of {asked:,}",
                 f"{soak['p50_ms']:.0f} / {soak['p99_ms']:.0f} ms",
                 f"{soak['resident_mb']['settled']:.0f} → {soak['resident_mb']['end']:.0f} MB",
             ]

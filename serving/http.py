@@ -168,21 +168,25 @@ def _patience(headers: Headers, most: float) -> float:
 
 async def _unless_left(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
     """Gives an answer up when its client has gone: under load, it would only keep others waiting."""
-    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(_left(request))
+    answering = asyncio.current_task()
+    assert answering is not None
+    watching = asyncio.create_task(_cancel_when_left(request, answering))
     try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
-            return answering.result()
+        return await answer
+    except asyncio.CancelledError:
+        if not watching.done():
+            raise
+        answering.uncancel()
         # nobody reads this; the number is what other servers log then
-        raise ApiError(499, "client_left", "the client left before the answer")
+        raise ApiError(499, "client_left", "the client left before the answer") from None
     finally:
-        answering.cancel()
-        leaving.cancel()
+        watching.cancel()
 
 
-async def _left(request: Request) -> None:
+async def _cancel_when_left(request: Request, answering: asyncio.Task[Any]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    answering.cancel()
 
 
 def _described(served: Served, refused: Mapping[str, RefusedModel], without_champion: Collection[str]) -> ServedModel:

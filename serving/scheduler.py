@@ -26,8 +26,8 @@ Logits = NDArray[np.float32]
 
 # how much of what was measured before still counts after a run: the speed is that of the last twenty or so
 _MEMORY = 0.95
-# characters; XLM-R's tokenizer takes 8 ms for as many that it has never seen, 1 ms for most
-_SLICE = 4000
+# characters; XLM-R's tokenizer takes 2 ms for as many that it has never seen, a quarter of one for most
+_SLICE = 1000
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,8 @@ class Scheduler:
         self._idle = runs
         self._closed = False
         self._tokens, self._seconds = 0.0, 0.0
-        # A lane for requests of one slice, and one in which longer ones take turns, slice by slice. Our tokenizer is pure Python,
-        # so both together are no faster than one, but the interpreter is handed on between them every 5 ms: a short request never
-        # waits for a long one, and the long ones keep half of the time, where behind all shorter ones they might wait for ever.
-        self._short, self._long = (ThreadPoolExecutor(1, f"conlst-tokenize-{lane}") for lane in ("short", "long"))
+        # for requests of more than a slice, which take turns, slice by slice
+        self._tokenizing = ThreadPoolExecutor(1, "conlst-tokenize")
         self._threads = [Thread(target=self._compute, name=f"conlst-compute-{number}", daemon=True) for number in range(runs)]
         for thread in self._threads:
             thread.start()
@@ -139,7 +137,7 @@ class Scheduler:
             self._check_room(0)
 
     async def encode(self, predictor: Predictor, pairs: Sequence[Pair], deadline: float) -> Tokenized:
-        """Tokenise a request off the event loop. Refused if it would only be refused later.
+        """Tokenise a request; a long one off the event loop. Refused if it would only be refused later.
 
         Args:
             deadline: on the clock of ``time.monotonic``.
@@ -150,9 +148,14 @@ class Scheduler:
         came = time.monotonic()
         with self._changed:
             self._admit(predictor, 0, deadline)
+        if sum(map(_characters, pairs)) <= _SLICE:
+            # a thread would take longer to be woken than the tokenizer for so little
+            encoded, seconds = _encode(predictor, pairs)
+            return Tokenized(encoded, 0.0, seconds)
+        with self._changed:
             self._encoding += 1
         try:
-            parts, seconds = await _until(deadline, self._in_slices(predictor, pairs))
+            parts, seconds = await _until(deadline, self._in_turns(predictor, _slices(pairs)))
         finally:
             with self._changed:
                 self._encoding -= 1
@@ -201,19 +204,17 @@ class Scheduler:
                 request.error = closing()
             self._changed.notify_all()
         _answer(left)
-        for lane in (self._short, self._long):
-            lane.shutdown(wait=False, cancel_futures=True)
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_slices(self, predictor: Predictor, pairs: Sequence[Pair]) -> tuple[list[Encoded], float]:
-        """A request's tokens, and the seconds in which a thread tokenised it."""
-        lane = self._short if sum(map(_characters, pairs)) <= _SLICE else self._long
+    async def _in_turns(self, predictor: Predictor, slices: Sequence[Sequence[Pair]]) -> tuple[list[Encoded], float]:
+        """A request's tokens, and the seconds in which the thread tokenised it."""
         parts, seconds = [], 0.0
-        for part in _slices(pairs):
+        for part in slices:
             with self._changed:
                 if self._closed:
                     raise closing()
                 # one at a time, so that the next one comes after those of the others
-                future = lane.submit(_encode, predictor, part)
+                future = self._tokenizing.submit(_encode, predictor, part)
             encoded, took = await asyncio.wrap_future(future)
             parts.append(encoded)
             seconds += took
@@ -256,7 +257,8 @@ class Scheduler:
 
     def _until_done(self, predictor: Predictor, tokens: int) -> int:
         """Tokens that are computed before a request is answered that comes now with so many. With the lock held."""
-        own = self._queues.get(predictor, Rows()).until_done(tokens)
+        queue = self._queues.get(predictor)
+        own = queue.until_done(tokens) if queue else tokens
         # models take turns: meanwhile each of the others computes as much, if it has as much
         return own + sum(min(own, queue.tokens) for model, queue in self._queues.items() if model is not predictor)
 
