@@ -97,9 +97,10 @@ def main() -> None:
     pairs = _read_pairs(options.pairs, options.number, options.seed)
     server_cpus, own_cpus = divide_cpus(options.threads)
     os.sched_setaffinity(0, own_cpus)
-    if own_cpus & server_cpus:
+    shared = bool(own_cpus & server_cpus)
+    if shared:
         # load from another machine would not stop a server in the middle of its work whenever an answer wakes it
-        os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     folders = {"conlst fp32": options.onnx} | ({"conlst int8": options.int8} if options.int8 else {})
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         work = Path(temporary)
@@ -120,7 +121,7 @@ def main() -> None:
         "options": {
             name: getattr(options, name) for name in ("threads", "connections", "sizes", "seconds", "repeat", "soak", "seed")
         },
-        "cpus": {"servers": sorted(server_cpus), "load": sorted(own_cpus)},
+        "cpus": {"servers": sorted(server_cpus), "load": sorted(own_cpus), "load_policy": "batch" if shared else "other"},
         **made,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,7 @@ def divide_cpus(threads: int) -> tuple[set[int], set[int]]:
 
 def run_on(cpus: set[int], command: list[str], threads: int) -> str:
     """Output of a program that ends."""
-    done = subprocess.run(
-        command, env=_environment(threads), preexec_fn=lambda: os.sched_setaffinity(0, cpus), stdout=subprocess.PIPE, check=True
-    )
+    done = subprocess.run(command, env=_environment(threads), preexec_fn=lambda: _place(cpus), stdout=subprocess.PIPE, check=True)
     return done.stdout.decode()
 
 
@@ -105,7 +103,7 @@ def _started(
             command,
             cwd=CHECKOUT,
             env={**_environment(threads), "BENTOML_HOME": str(log.parent), "BENTOML_DO_NOT_TRACK": "True", **settings},
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+            preexec_fn=lambda: _place(cpus),
             stdout=output,
             stderr=output,
         )
@@ -115,6 +113,12 @@ def _started(
         yield server
     finally:
         server.stop()
+
+
+def _place(cpus: set[int]) -> None:
+    """In the new process: on these CPUs, and as any process, though the load that starts it may be a batch one."""
+    os.sched_setaffinity(0, cpus)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -28,8 +28,8 @@ from conlst.runtime.heap import give_back
 
 log = logging.getLogger(__name__)
 
-# Steps between two. Batches of ever new shapes leave holes: without it a stage that needs 5 GB has 10 after 40 steps; at every
-# step it would cost a third of the time.
+# Steps. Batches of ever new shapes leave holes in the heap: a stage that needed 5 GB had 10 after 40 steps (a trial on a CPU).
+# To return freed memory at every step would cost a third of the time.
 _GIVE_BACK_EVERY = 8
 
 

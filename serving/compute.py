@@ -115,5 +115,8 @@ async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
     except ExceptionGroup as errors:
         # one of them is enough of an answer
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+        first = errors.exceptions[0]
+    else:
+        return [task.result() for task in tasks]
+    # not from within, where it would take the whole group along, and with it what all of them had
+    raise first

@@ -152,7 +152,7 @@ class _Api:
             # what is left of a body is not waited for
             raise ApiError(504, "deadline", message, headers={"Connection": "close"}) from None
         except asyncio.CancelledError:
-            # a client that leaves is a message; only a server that ends cancels, and would answer a plain 500 that nobody counts
+            # not by a client that left, which is an ApiError by now, but by a server that ends: it would answer a plain 500
             raise closing() from None
 
 

@@ -26,8 +26,10 @@ Logits = NDArray[np.float32]
 
 # how much of what was measured before still counts after a run: the speed is that of the last twenty or so
 _MEMORY = 0.95
-# characters; XLM-R's tokenizer takes 2 ms for as many that it has never seen, a quarter of one for most
-_SLICE = 1000
+# characters; XLM-R's tokenizer takes 8 ms for as many that it has never seen, 1 ms for most
+_SLICE = 4000
+# characters that are tokenised sooner than a thread wakes up
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,10 @@ class Scheduler:
         self._idle = runs
         self._closed = False
         self._tokens, self._seconds = 0.0, 0.0
-        # for requests of more than a slice, which take turns, slice by slice
-        self._tokenizing = ThreadPoolExecutor(1, "conlst-tokenize")
+        # A lane for requests of one slice, and one in which longer ones take turns, slice by slice. Our tokenizer is pure Python,
+        # so both together are no faster than one, but the interpreter is handed on between them every 5 ms: a short request never
+        # waits for a long one, and the long ones keep half of the time, where behind all shorter ones they might wait for ever.
+        self._short, self._long = (ThreadPoolExecutor(1, f"conlst-tokenize-{lane}") for lane in ("short", "long"))
         self._threads = [Thread(target=self._compute, name=f"conlst-compute-{number}", daemon=True) for number in range(runs)]
         for thread in self._threads:
             thread.start()
@@ -137,7 +141,7 @@ class Scheduler:
             self._check_room(0)
 
     async def encode(self, predictor: Predictor, pairs: Sequence[Pair], deadline: float) -> Tokenized:
-        """Tokenise a request; a long one off the event loop. Refused if it would only be refused later.
+        """Tokenise a request, off the event loop unless it is a few sentences. Refused if it would only be refused later.
 
         Args:
             deadline: on the clock of ``time.monotonic``.
@@ -148,14 +152,13 @@ class Scheduler:
         came = time.monotonic()
         with self._changed:
             self._admit(predictor, 0, deadline)
-        if sum(map(_characters, pairs)) <= _SLICE:
-            # a thread would take longer to be woken than the tokenizer for so little
+        if sum(map(_characters, pairs)) <= _AT_ONCE:
             encoded, seconds = _encode(predictor, pairs)
             return Tokenized(encoded, 0.0, seconds)
         with self._changed:
             self._encoding += 1
         try:
-            parts, seconds = await _until(deadline, self._in_turns(predictor, _slices(pairs)))
+            parts, seconds = await _until(deadline, self._in_slices(predictor, pairs))
         finally:
             with self._changed:
                 self._encoding -= 1
@@ -204,17 +207,19 @@ class Scheduler:
                 request.error = closing()
             self._changed.notify_all()
         _answer(left)
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        for lane in (self._short, self._long):
+            lane.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_turns(self, predictor: Predictor, slices: Sequence[Sequence[Pair]]) -> tuple[list[Encoded], float]:
-        """A request's tokens, and the seconds in which the thread tokenised it."""
+    async def _in_slices(self, predictor: Predictor, pairs: Sequence[Pair]) -> tuple[list[Encoded], float]:
+        """A request's tokens, and the seconds in which a thread tokenised it."""
+        lane = self._short if sum(map(_characters, pairs)) <= _SLICE else self._long
         parts, seconds = [], 0.0
-        for part in slices:
+        for part in _slices(pairs):
             with self._changed:
                 if self._closed:
                     raise closing()
                 # one at a time, so that the next one comes after those of the others
-                future = self._tokenizing.submit(_encode, predictor, part)
+                future = lane.submit(_encode, predictor, part)
             encoded, took = await asyncio.wrap_future(future)
             parts.append(encoded)
             seconds += took

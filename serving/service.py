@@ -35,9 +35,8 @@ yaml.SafeDumper.add_representer(_Never, lambda dumper, value: dumper.represent_f
 FLUSH_SECONDS = 8
 """How long feedback that waits may take to be written when the server ends; the rest is dropped."""
 
-
-# new ones that may lie about before Python looks for garbage among them; a few megabytes
-_OBJECTS = 50_000
+_NEW_OBJECTS = 20_000
+"""How many there may be before Python looks for garbage among them: those of some hundred requests."""
 
 
 async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,8 +64,8 @@ class Nli:
     def __init__(self) -> None:
         # the root logger only shows warnings; one line a request is wanted
         logging.getLogger("serving").setLevel(logging.INFO)
-        # a request leaves dozens of objects in cycles: looking for them at every 700 takes a fourth of the event loop's CPU time
-        gc.set_threshold(_OBJECTS)
+        # a request leaves dozens of objects in cycles; to look for them at every 700 took a fourth of the event loop's time
+        gc.set_threshold(_NEW_OBJECTS)
         settings = Settings.from_environment(os.environ)
         self.catalogue = Catalogue(settings)
         self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_tokens, settings.batch_tokens, settings.runs)

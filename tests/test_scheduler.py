@@ -566,12 +566,13 @@ def test_no_pairs_have_no_logits(scheduler):
     assert model.runs == []
 
 
-def test_an_error_in_the_tokenizer_is_told_and_leaves_no_trace(scheduler):
+@pytest.mark.parametrize("beside", [[], [LONG]], ids=["at once", "in a thread"])
+def test_an_error_in_the_tokenizer_is_told_and_leaves_no_trace(scheduler, beside):
     async def ask() -> None:
         model = Model()
         for _ in range(20):
             with pytest.raises(ValueError, match="not enough values to unpack"):
-                await scheduler.encode(model, [()], NEVER)
+                await scheduler.encode(model, [(), *beside], NEVER)
         assert scheduler.waiting == 0
 
     asyncio.run(ask())
@@ -603,6 +604,39 @@ def test_closing_refuses_what_is_half_tokenised(scheduler):
         model.free.set()
         await refusal(request, 503, "not_ready")
         assert model.read == [LONG]
+        assert scheduler.waiting == 0
+
+    asyncio.run(ask())
+
+
+def test_a_client_that_leaves_while_its_request_is_tokenised_waits_no_more(scheduler):
+    async def ask() -> None:
+        model = Reader()
+        model.free.clear()
+        request = asyncio.create_task(scheduler.encode(model, [LONG] * 2, NEVER))
+        assert await asyncio.to_thread(model.begun.wait, 30)
+        assert scheduler.waiting == 1
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert scheduler.waiting == 0
+        model.free.set()
+
+    asyncio.run(ask())
+
+
+def test_a_few_sentences_do_not_wait_for_a_thread(scheduler):
+    async def ask() -> None:
+        model = Reader()
+        model.free.clear()
+        long = asyncio.create_task(scheduler.encode(model, [LONG], NEVER))
+        assert await asyncio.to_thread(model.begun.wait, 30)
+        # not so much as a turn of the event loop
+        with pytest.raises(StopIteration) as answer:
+            scheduler.encode(Model(), PAIRS, NEVER).send(None)
+        assert answer.value.value.encoded.ids == Model().encode(PAIRS).ids
+        model.free.set()
+        await long
 
     asyncio.run(ask())
 

@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 from conlst.cli.command import Commands, Result, add_configured, read_config
-from conlst.cli.inputs import local_copies, local_copy, work_folder
-from conlst.contract.errors import ConfigError
+from conlst.cli.inputs import local_copies, local_copy, read_text, work_folder
 
 
 def add_to(commands: Commands) -> None:
@@ -78,10 +77,7 @@ def compact(options: argparse.Namespace) -> Result:
     from conlst.model.folder import load_model
     from conlst.model.starter import KIND, write_starter
 
-    try:
-        card = options.card.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--card {options.card} cannot be read: {error}") from error
+    card = read_text(options.card, "--card")
     source = read_manifest(options.model, "model")
     config = config_from_dict(source.config, str(options.model))
     meta = {**source.meta, "rank": options.rank}
