@@ -44,12 +44,14 @@ def closed(result: Mapping[str, Any]) -> str:
                 _round(row["p99_ms"]),
                 f"{ratio['to_pipeline']:.1f}",
                 f"{ratio['p99_to_pipeline']:.2f}",
+                f"{ratio['of_onnxruntime_in_a_loop']:.2f}",
                 f"{ratio['of_onnxruntime_with_as_many_in_hand']:.2f}",
                 "–" if over is None else f"{over:+.1f} ms",
             ]
 
     head = ["connections", "", "pairs/s", "p50 ms", "p99 ms", "of the pipeline's pairs/s", "of its p99"]
-    return _table([*head, "of onnxruntime alone", "p50 over a run alone"], rows(), texts={1})
+    head += ["of onnxruntime in a loop", "of onnxruntime with as many in hand", "p50 over a run alone"]
+    return _table(head, rows(), texts={1})
 
 
 def steady(result: Mapping[str, Any]) -> str:
