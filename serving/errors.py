@@ -3,10 +3,34 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from starlette.responses import Response
 from starlette.types import Scope
+
+Kind = Literal[
+    "invalid_json",
+    "invalid_request",
+    "incomplete_body",
+    "unauthorized",
+    "not_found",
+    "unknown_language",
+    "method_not_allowed",
+    "http_error",
+    "too_large",
+    "too_many_pairs",
+    "unsupported_media_type",
+    "empty_text",
+    "invalid_text",
+    "too_long",
+    "busy",
+    "rate_limited",
+    "client_left",
+    "internal",
+    "not_ready",
+    "deadline",
+]
+"""The stable names that programs compare."""
 
 
 class ApiError(Exception):
@@ -16,13 +40,13 @@ class ApiError(Exception):
 
     Attributes:
         status: the HTTP status.
-        kind: the stable name that programs compare.
+        kind: its stable name.
         index: which of the request's pairs is meant, if one is.
         headers: to send along, for example ``Retry-After``.
     """
 
     def __init__(
-        self, status: int, kind: str, message: str, *, index: int | None = None, headers: Mapping[str, str] | None = None
+        self, status: int, kind: Kind, message: str, *, index: int | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
         self.status = status

@@ -25,7 +25,7 @@ from serving.answers import Answers, name_of
 from serving.choice import Chooser
 from serving.detection import Detector
 from serving.drift import Drift
-from serving.errors import ApiError, error_response
+from serving.errors import ApiError, Kind, error_response
 from serving.feedback import Feedback
 from serving.keys import open_keys
 from serving.metrics import CONTENT_TYPE, Metrics
@@ -39,7 +39,7 @@ from serving.schema import Gate, Limits, RefusedModel, ServedModel
 from serving.settings import Settings
 from serving.watch import Watcher
 
-_KINDS = {404: "not_found", 405: "method_not_allowed"}
+_KINDS: dict[int, Kind] = {404: "not_found", 405: "method_not_allowed"}
 
 
 @dataclass(frozen=True)

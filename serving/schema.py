@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from conlst.contract.labels import NAMES
+from serving.errors import Kind
 from serving.zero_shot import TEMPLATE
 
 _PREMISE = "Watu wawili wanacheza mpira uwanjani."
@@ -106,7 +107,7 @@ class ManyTexts(_Candidates):
 
 
 class ErrorDetail(BaseModel):
-    type: str = Field(description="A stable name for programs.")
+    type: Kind = Field(description="A stable name for programs.")
     message: str = Field(description="What is wrong and what to do, for people.")
     index: int | None = Field(None, description="The pair or text that is meant, counted from 0.")
 
@@ -116,7 +117,7 @@ class Error(BaseModel):
 
 
 class RefusedDetail(BaseModel):
-    type: str = Field(description="A stable name for programs.")
+    type: Kind = Field(description="A stable name for programs.")
     message: str = Field(description="What is wrong and what to do, for people.")
 
 

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import get_args
 
 import httpx
 import numpy as np
@@ -15,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conlst import __version__
+from conlst.client.errors import KINDS as CLIENT_KINDS
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import RegistryError
 from conlst.contract.labels import NAMES
 from served import CANARY, MANY, ONE, Bomb, Server, expected, serve
+from serving.errors import Kind
 from serving.models import Refusal, Source
 from serving.openapi import openapi_document
 from serving.settings import Settings
@@ -721,6 +724,12 @@ def test_a_refused_promotion_is_seen_beside_the_model_that_goes_on(folder):
     assert (model["gate"], model["temperature"], body["fallback"]) == (None, 1.0, None)
     assert 'conlst_refused_promotions{language="sw"} 1.0' in server.ask("GET", "/metrics").text
     assert server.predict(ONE).status_code == 200
+
+
+def test_the_openapi_document_names_every_type_of_error_and_the_client_knows_no_other():
+    told = openapi_document()["components"]["schemas"]["ErrorDetail"]["properties"]["type"]["enum"]
+    assert tuple(told) == get_args(Kind)
+    assert CLIENT_KINDS.keys() <= set(told)
 
 
 def test_the_openapi_document_is_closed_and_its_examples_are_answered(tmp_path):
