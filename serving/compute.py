@@ -51,7 +51,7 @@ class Scores:
 
 @dataclass
 class Timing:
-    """Seconds of a request by what they went into; of several models' parts, which run beside each other, the longest."""
+    """Seconds of a request by what they went into; of several models' parts, the longest."""
 
     detect: float | None = None
     queue: float = 0.0
