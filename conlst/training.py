@@ -28,8 +28,8 @@ from conlst.runtime.heap import give_back
 
 log = logging.getLogger(__name__)
 
-# Steps. Batches of ever new shapes leave holes in the heap: a stage that needed 5 GB had 10 after 40 steps (a trial on a CPU).
-# To return freed memory at every step would cost a third of the time.
+# Steps. Batches of ever new shapes leave holes in the heap, which grows to a multiple of what a step needs. To return freed
+# memory at every step would cost more: the next one asks for it again.
 _GIVE_BACK_EVERY = 8
 
 

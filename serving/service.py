@@ -64,7 +64,7 @@ class Nli:
     def __init__(self) -> None:
         # the root logger only shows warnings; one line a request is wanted
         logging.getLogger("serving").setLevel(logging.INFO)
-        # a request leaves dozens of objects in cycles; to look for them at every 700 took a fourth of the event loop's time
+        # a request leaves dozens of objects in cycles; to look for them at every 700 takes much of a busy event loop's time
         gc.set_threshold(_NEW_OBJECTS)
         settings = Settings.from_environment(os.environ)
         self.catalogue = Catalogue(settings)

@@ -27,6 +27,8 @@ BAD = 666
 NEVER = math.inf
 # a pair of more characters than are tokenised without a break
 LONG = ("w" * 3900, "w" * 3900)
+# neither a few sentences nor more than a slice
+MIDDLING = ("w" * 1500, "w" * 1500)
 
 
 class Model:
@@ -114,6 +116,14 @@ async def hold(scheduler, model) -> asyncio.Task:
     """A request in the middle of its run."""
     model.hold()
     task = await begin(scheduler, model, 0)
+    assert await asyncio.to_thread(model.begun.wait, 30)
+    return task
+
+
+async def hold_tokenizing(scheduler, model, *pairs) -> asyncio.Task:
+    """A request whose first slice is being tokenised."""
+    model.free.clear()
+    task = asyncio.create_task(scheduler.encode(model, pairs, NEVER))
     assert await asyncio.to_thread(model.begun.wait, 30)
     return task
 
@@ -378,11 +388,10 @@ class TestWhatCannotBeInTime:
 def test_a_short_request_is_tokenised_while_long_ones_are(scheduler):
     async def ask() -> None:
         model = Reader()
-        model.free.clear()
-        long = [asyncio.create_task(scheduler.encode(model, [LONG] * 3, NEVER)) for _ in range(4)]
-        assert await asyncio.to_thread(model.begun.wait, 30)
-        short = await scheduler.encode(Model(), PAIRS, NEVER)
-        assert len(short.encoded.ids) == len(PAIRS)
+        long = [await hold_tokenizing(scheduler, model, *[LONG] * 3)]
+        long += [asyncio.create_task(scheduler.encode(model, [LONG] * 3, NEVER)) for _ in range(3)]
+        short = await scheduler.encode(Model(), [MIDDLING], NEVER)
+        assert len(short.encoded.ids) == 1
         assert not any(task.done() for task in long)
         assert scheduler.waiting == 4
         model.free.set()
@@ -395,10 +404,8 @@ def test_a_short_request_is_tokenised_while_long_ones_are(scheduler):
 def test_long_requests_are_tokenised_in_turns_and_whole(scheduler):
     async def ask() -> None:
         model = Reader()
-        model.free.clear()
         first, second = ([(letter * (5000 + place), "") for place in range(count)] for letter, count in (("a", 3), ("b", 2)))
-        requests = [asyncio.create_task(scheduler.encode(model, first, NEVER))]
-        assert await asyncio.to_thread(model.begun.wait, 30)
+        requests = [await hold_tokenizing(scheduler, model, *first)]
         requests.append(asyncio.create_task(scheduler.encode(model, second, NEVER)))
         await asyncio.sleep(0)
         model.free.set()
@@ -424,9 +431,7 @@ def test_the_time_that_a_request_waits_to_be_tokenised_is_that_of_the_queue(sche
 
     async def ask() -> None:
         model, timing = SlowReader(), Timing()
-        model.free.clear()
-        first = asyncio.create_task(scheduler.encode(model, [LONG], NEVER))
-        assert await asyncio.to_thread(model.begun.wait, 30)
+        first = await hold_tokenizing(scheduler, model, LONG)
         models = dict.fromkeys(range(2), SimpleNamespace(predictor=model))
         second = asyncio.create_task(encode_parts(scheduler, [LONG] * 2, models, NEVER, timing))
         await asyncio.sleep(0)
@@ -597,9 +602,7 @@ def test_closing_refuses_what_waits_and_what_is_new(scheduler):
 def test_closing_refuses_what_is_half_tokenised(scheduler):
     async def ask() -> None:
         model = Reader()
-        model.free.clear()
-        request = asyncio.create_task(scheduler.encode(model, [LONG] * 2, NEVER))
-        assert await asyncio.to_thread(model.begun.wait, 30)
+        request = await hold_tokenizing(scheduler, model, LONG, LONG)
         scheduler.close()
         model.free.set()
         await refusal(request, 503, "not_ready")
@@ -612,9 +615,7 @@ def test_closing_refuses_what_is_half_tokenised(scheduler):
 def test_a_client_that_leaves_while_its_request_is_tokenised_waits_no_more(scheduler):
     async def ask() -> None:
         model = Reader()
-        model.free.clear()
-        request = asyncio.create_task(scheduler.encode(model, [LONG] * 2, NEVER))
-        assert await asyncio.to_thread(model.begun.wait, 30)
+        request = await hold_tokenizing(scheduler, model, LONG, LONG)
         assert scheduler.waiting == 1
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -628,9 +629,7 @@ def test_a_client_that_leaves_while_its_request_is_tokenised_waits_no_more(sched
 def test_a_few_sentences_do_not_wait_for_a_thread(scheduler):
     async def ask() -> None:
         model = Reader()
-        model.free.clear()
-        long = asyncio.create_task(scheduler.encode(model, [LONG], NEVER))
-        assert await asyncio.to_thread(model.begun.wait, 30)
+        long = await hold_tokenizing(scheduler, model, LONG)
         # not so much as a turn of the event loop
         with pytest.raises(StopIteration) as answer:
             scheduler.encode(Model(), PAIRS, NEVER).send(None)
