@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# further than the scheduler's threads, which compute a run each and need help when there is no second one
+_HELPERS_BACK = 19
+
 
 @dataclass(frozen=True)
 class Source:
@@ -183,7 +186,7 @@ def open_model(source: Source, settings: Settings, tables: Tables) -> Served:
         ConlstError: if it cannot be fetched, is not what was registered, or answers otherwise than at export.
     """
     folder = _folder(source, settings)
-    predictor = Predictor(folder, threads=settings.threads, provider=settings.provider, tables=tables)
+    predictor = Predictor(folder, threads=settings.threads, provider=settings.provider, tables=tables, helpers_back=_HELPERS_BACK)
     if predictor.language != source.language:
         raise RegistryError(f"{source.place} was adapted to {predictor.language!r}, it cannot be served for {source.language!r}")
     if source.digest is not None and predictor.digest != source.digest:

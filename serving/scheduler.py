@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from conlst.contract.labels import NAMES
 from conlst.runtime.onnx import Predictor
+from conlst.runtime.priority import step_back
 from conlst.runtime.tokens import Encoded, Pair
 from serving.errors import ApiError
 from serving.rows import Row, Rows
@@ -30,6 +31,9 @@ _MEMORY = 0.95
 _SLICE = 4000
 # characters that are tokenised sooner than a thread wakes up
 _AT_ONCE = 1000
+# How far the threads that compute step back behind the event loop. A loop that Linux lets wait for them, some milliseconds at a
+# time, holds the interpreter meanwhile, and then they wait for the loop.
+_BACK = 5
 
 
 @dataclass(frozen=True)
@@ -290,6 +294,7 @@ class Scheduler:
                 self._waiting.discard(row.owner)
 
     def _compute(self) -> None:
+        step_back(_BACK)
         while self._wait():
             # in a frame of its own: a model must not be held by a thread that waits for the next one
             self._run_next()

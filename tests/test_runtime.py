@@ -1,9 +1,11 @@
 import gc
 import json
 import math
+import os
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,27 @@ def test_the_session_gets_the_asked_for_threads(folder):
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert Predictor(folder)._session.get_session_options().intra_op_num_threads == available_cpus()
     assert "CPUExecutionProvider" in get_available_providers()
+
+
+def niceness() -> dict[int, int]:
+    """Of this process's threads, by their ids."""
+    return {
+        thread: os.getpriority(os.PRIO_PROCESS, thread)
+        for thread in (int(task.name) for task in Path("/proc/self/task").iterdir())
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts niceness by thread")
+@pytest.mark.parametrize("back", [0, 7])
+def test_only_the_threads_that_help_a_run_step_back(folder, back):
+    before = niceness()
+    model = Predictor(folder, threads=3, helpers_back=back)
+    # a run of three has the caller and two helpers; the thread that opened the session may take a moment to leave
+    while len(after := niceness()) > len(before) + 2:
+        time.sleep(0.01)
+    assert [after[thread] - before[threading.get_native_id()] for thread in after.keys() - before] == [back, back]
+    assert {thread: after[thread] for thread in before} == before
+    np.testing.assert_allclose(model.logits(PAIRS), slow_logits(PAIRS), atol=1e-5)
 
 
 def test_a_predictor_knows_what_it_is(predictor, folder):

@@ -1,6 +1,8 @@
 import asyncio
 import gc
 import math
+import os
+import sys
 import threading
 import time
 import weakref
@@ -167,6 +169,18 @@ def test_what_comes_during_a_run_is_computed_together_in_the_next(scheduler):
         assert all(answer.queue_seconds >= 0 and answer.inference_seconds > 0 for answer in answers)
 
     asyncio.run(ask())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts niceness by thread")
+def test_runs_let_the_event_loop_go_first(scheduler):
+    class Told(Model):
+        def run(self, rows):
+            self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            return super().run(rows)
+
+    own, model = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), Told()
+    asyncio.run(scheduler.score(model, encoded(1), NEVER))
+    assert model.niceness > own == os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from conlst.runtime.cpu import available_cpus
 from conlst.runtime.graph import external_tensors
 from conlst.runtime.heap import give_back
 from conlst.runtime.memory import share_arena
+from conlst.runtime.priority import step_back
 from conlst.runtime.table import Tables, values_of
 from conlst.runtime.tokens import Encoded, Pair
 
@@ -64,13 +66,16 @@ class Predictor:
         card: what the folder's ``card.json`` tells of the model, empty if there is none.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 0, provider: str = CPU, tables: Tables | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, threads: int = 0, provider: str = CPU, tables: Tables | None = None, helpers_back: int = 0
+    ) -> None:
         """Open a published folder of kind ``onnx``.
 
         Args:
             threads: of one run in float32, 0 for what the process may use; in INT8 a run has one.
             provider: onnxruntime execution provider.
             tables: predictors that are given the same one share their embedding table, on the CPU, and their tokenizer.
+            helpers_back: as :func:`open_session` takes it.
 
         Raises:
             ArtifactError: if the folder is incomplete, altered, or not a model that onnxruntime opens, which it does not if the
@@ -102,7 +107,8 @@ class Predictor:
         self._table = tables.table(folder / _TABLE, manifest.files[_TABLE].sha256) if tensors else None
         self._values = values_of(self._table, tensors) if self._table else {}
         # INT8's operators are too short to be divided: two threads compute a pair in 7.8 ms where one takes 8.4, four in no less
-        self._session = open_session(graph, 1 if self.precision == "int8" else threads, provider, self._values)
+        own_threads = 1 if self.precision == "int8" else threads
+        self._session = open_session(graph, own_threads, provider, self._values, helpers_back)
         give_back()
 
     def encode(self, pairs: Sequence[Pair]) -> Encoded:
@@ -217,7 +223,11 @@ def _read_json(file: Path) -> Any:
 
 
 def open_session(
-    file: Path, threads: int = 0, provider: str = CPU, initializers: Mapping[str, onnxruntime.OrtValue] | None = None
+    file: Path,
+    threads: int = 0,
+    provider: str = CPU,
+    initializers: Mapping[str, onnxruntime.OrtValue] | None = None,
+    helpers_back: int = 0,
 ) -> onnxruntime.InferenceSession:
     """A session for a graph as the export stage writes it.
 
@@ -227,6 +237,8 @@ def open_session(
     Args:
         threads: of one run, 0 for what the process may use.
         initializers: values to use in place of the graph's, not copied: keep them as long as the session.
+        helpers_back: how far the session's own threads step back behind the one that opens it. Whoever computes several runs at
+            a time has them help only when a CPU is idle: two runs and a helper on two CPUs are slower than the two runs.
 
     Raises:
         ArtifactError: if onnxruntime does not open the graph, or its inputs and outputs are others.
@@ -245,7 +257,9 @@ def open_session(
     if provider not in onnxruntime.get_available_providers():
         raise BackendError(f"onnxruntime has no {provider}, only {', '.join(onnxruntime.get_available_providers())}")
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
+        # the session's threads have the niceness of the one that opens it, which could not take its own back
+        with ThreadPoolExecutor(1, initializer=step_back, initargs=(helpers_back,)) as opener:
+            session = opener.submit(onnxruntime.InferenceSession, str(file), options, providers=[provider]).result()
     except Exception as error:  # onnxruntime's errors share no base
         if _is_shortage(error):
             raise _no_memory(file, error) from error
