@@ -2,7 +2,9 @@
 
 import json
 import random
+import sys
 import threading
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer
 
 from conlst.contract.errors import ArtifactError
 from conlst.model.embedded import load_embedded_e5
-from conlst.runtime.tokens import LibraryTokenizer, PairTokenizer, UnigramTokenizer, open_tokenizer
+from conlst.runtime.tokens import LibraryTokenizer, PairTokenizer, UnigramTokenizer, _words, open_tokenizer
 from conlst.runtime.unigram import Unigram
 from tiny_onnx import tiny_tokenizer
 
@@ -78,6 +80,23 @@ def test_ids_lengths_and_cuts_are_the_librarys(ours, library, max_length):
 def test_any_text_has_the_librarys_ids(ours, library, one, other):
     library.no_truncation()
     assert ours.encode([(one, other)], 512).ids == [library.encode(one, other).ids]
+
+
+_BETWEEN = [char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace() or unicodedata.category(char) in ("Cc", "Cf")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from([*_BETWEEN, *"aé中▁▁▁   "]), max_size=12))
+def test_words_of_any_text_are_the_librarys(library, text):
+    # not normalised, which would take most of the characters out that could be white space or not
+    assert _words(text) == [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def test_words_are_divided_where_the_library_divides_them(library):
+    assert len(_BETWEEN) > 200
+    for char in _BETWEEN:
+        text = f"a{char}b"
+        assert _words(text) == [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)], hex(ord(char))
 
 
 def test_threads_do_not_disturb_one_another(ours):

@@ -17,6 +17,18 @@ from conlst.runtime.unigram import Unigram
 
 Pair = tuple[str, str]
 
+_BLANK = "▁"
+_XLM_R_WORDS = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "WhitespaceSplit"},
+        {"type": "Metaspace", "replacement": _BLANK, "prepend_scheme": "always", "split": True},
+    ],
+}
+# between what Rust takes for white space; Python's \s is more than that
+_UNBROKEN = re.compile("[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+").findall
+_FROM_BLANK = re.compile(f"{_BLANK}[^{_BLANK}]*").findall
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -89,7 +101,11 @@ class UnigramTokenizer:
         emptied = {"type": "WordLevel", "vocab": self._added, "unk_token": next(iter(self._added))}
         shell = Tokenizer.from_str(json.dumps({**described, "model": emptied, "post_processor": None}))
         self._normalize = shell.normalizer.normalize_str
-        self._words = shell.pre_tokenizer.pre_tokenize_str
+        if described["pre_tokenizer"] == _XLM_R_WORDS:
+            self._words = _words
+        else:
+            divide = shell.pre_tokenizer.pre_tokenize_str
+            self._words = lambda text: [word for word, _ in divide(text)]
         template = described["post_processor"]
         special = {name: entry["ids"] for name, entry in template["special_tokens"].items()}
         # a text by its number, a special token by its ids
@@ -113,7 +129,7 @@ class UnigramTokenizer:
             if place % 2:
                 ids.append(self._added[part])
             elif part:
-                ids += chain.from_iterable(self._unigram.ids(word) for word, _ in self._words(self._normalize(part)))
+                ids += chain.from_iterable(map(self._unigram.ids, self._words(self._normalize(part))))
         return ids
 
     def _filled(self, texts: list[list[int]]) -> tuple[list[int], list[int | None]]:
@@ -125,6 +141,14 @@ class UnigramTokenizer:
             ids += added
             whose += [number] * len(added)
         return ids, whose
+
+
+def _words(text: str) -> list[str]:
+    """What ``_XLM_R_WORDS`` makes of a text, without each word's place, which costs the library more than the words."""
+    words = [f"{_BLANK}{word}" for word in _UNBROKEN(text)]
+    if _BLANK in text:
+        return [part for word in words for part in _FROM_BLANK(word.removeprefix(_BLANK) if word[1] == _BLANK else word)]
+    return words
 
 
 def _is_plain_unigram(described: Any) -> bool:
