@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from conlst.contract.labels import NAMES
 from conlst.runtime.onnx import Predictor
-from conlst.runtime.priority import step_back
+from conlst.runtime.threads import keep_apart, step_back
 from conlst.runtime.tokens import Encoded, Pair
 from serving.errors import ApiError
 from serving.rows import Row, Rows
@@ -121,7 +121,9 @@ class Scheduler:
         # so both together are no faster than one, but the interpreter is handed on between them every 5 ms: a short request never
         # waits for a long one, and the long ones keep half of the time, where behind all shorter ones they might wait for ever.
         self._short, self._long = (ThreadPoolExecutor(1, f"conlst-tokenize-{lane}") for lane in ("short", "long"))
-        self._threads = [Thread(target=self._compute, name=f"conlst-compute-{number}", daemon=True) for number in range(runs)]
+        self._threads = [
+            Thread(target=self._compute, name=f"conlst-compute-{place}", args=(place, runs), daemon=True) for place in range(runs)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -293,8 +295,9 @@ class Scheduler:
             if not row.owner.waiting:
                 self._waiting.discard(row.owner)
 
-    def _compute(self) -> None:
+    def _compute(self, place: int, runs: int) -> None:
         step_back(_BACK)
+        keep_apart(place, runs)
         while self._wait():
             # in a frame of its own: a model must not be held by a thread that waits for the next one
             self._run_next()

@@ -183,6 +183,35 @@ def test_runs_let_the_event_loop_go_first(scheduler):
     assert model.niceness > own == os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a CPU")
+@pytest.mark.parametrize("more", [0, 1])
+def test_runs_have_a_cpu_each_where_there_is_one_for_each(more):
+    cpus = os.sched_getaffinity(0)
+    runs = len(cpus) + more
+
+    class Placed(Model):
+        def __init__(self):
+            super().__init__()
+            self.together, self.places = threading.Barrier(runs), []
+
+        def run(self, rows):
+            self.together.wait(30)
+            self.places.append(os.sched_getaffinity(0))
+            return super().run(rows)
+
+    async def ask() -> None:
+        await asyncio.gather(*(made.score(model, encoded(1), NEVER) for _ in range(runs)))
+
+    # a run takes one row
+    model, made = Placed(), Scheduler(max_waiting=runs, max_waiting_tokens=5 * runs, batch_tokens=5, runs=runs)
+    try:
+        asyncio.run(ask())
+    finally:
+        made.close()
+    assert sorted(map(sorted, model.places)) == ([sorted(cpus)] * runs if more else [[cpu] for cpu in sorted(cpus)])
+    assert os.sched_getaffinity(0) == cpus
+
+
 @pytest.fixture
 def pair():
     """Two runs at the same time."""

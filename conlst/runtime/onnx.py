@@ -19,8 +19,8 @@ from conlst.runtime.cpu import available_cpus
 from conlst.runtime.graph import external_tensors
 from conlst.runtime.heap import give_back
 from conlst.runtime.memory import share_arena
-from conlst.runtime.priority import step_back
 from conlst.runtime.table import Tables, values_of
+from conlst.runtime.threads import step_back
 from conlst.runtime.tokens import Encoded, Pair
 
 CPU = "CPUExecutionProvider"
