@@ -12,11 +12,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from threading import Lock
 
 from conlst.runtime.onnx import GRAPHS, Predictor, open_session, padded
+from conlst.runtime.threads import keep_apart
+from serving.models import HELPERS_BACK
 from serving.rows import Rows
 
 BUDGETS = (256, 512, 1024, 4096)
@@ -33,11 +35,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True, help="of each measurement")
     options = parser.parse_args()
 
-    model = Predictor(options.model, threads=options.threads)
+    # like the endpoint's, and so are the threads' places
+    model = Predictor(options.model, threads=options.threads, helpers_back=HELPERS_BACK)
     # the predictor gives a run in INT8 one thread
     session = open_session(options.model / GRAPHS[model.precision], options.threads)
     rows = model.encode([tuple(pair) for pair in json.loads(options.pairs.read_text())]).ids
-    pool = ThreadPoolExecutor(options.threads)
+    places = count()
+    pool = ThreadPoolExecutor(options.threads, initializer=lambda: keep_apart(next(places), options.threads))
 
     def divided(budget: int) -> None:
         for batch in _batches(rows, budget):

@@ -2,5 +2,6 @@
 
 import os
 
-# BentoML has its processes count in files, for services of several. Ours is one, and reads the name when it is first imported.
+# BentoML has the processes of a service count in files. Ours is one process and counts in memory: prometheus_client reads this
+# when it is first imported, which is after this package.
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# further than the scheduler's threads, which compute a run each and need help when there is no second one
-_HELPERS_BACK = 19
+HELPERS_BACK = 19
+"""How far the threads that help a run step back: beyond the scheduler's, which compute a run each and need help when there is no
+second one."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def open_model(source: Source, settings: Settings, tables: Tables) -> Served:
         ConlstError: if it cannot be fetched, is not what was registered, or answers otherwise than at export.
     """
     folder = _folder(source, settings)
-    predictor = Predictor(folder, threads=settings.threads, provider=settings.provider, tables=tables, helpers_back=_HELPERS_BACK)
+    predictor = Predictor(folder, threads=settings.threads, provider=settings.provider, tables=tables, helpers_back=HELPERS_BACK)
     if predictor.language != source.language:
         raise RegistryError(f"{source.place} was adapted to {predictor.language!r}, it cannot be served for {source.language!r}")
     if source.digest is not None and predictor.digest != source.digest:

@@ -22,6 +22,10 @@ from serving.rows import Row, Rows
 
 log = logging.getLogger(__name__)
 
+BEHIND_THE_LOOP = 5
+"""How far threads that compute or load models step back behind the event loop. A loop that Linux lets wait for them, some
+milliseconds at a time, may hold the interpreter meanwhile, and then they wait for the loop."""
+
 T = TypeVar("T")
 Logits = NDArray[np.float32]
 
@@ -31,9 +35,6 @@ _MEMORY = 0.95
 _SLICE = 4000
 # characters that are tokenised sooner than a thread wakes up
 _AT_ONCE = 1000
-# How far the threads that compute step back behind the event loop. A loop that Linux lets wait for them, some milliseconds at a
-# time, holds the interpreter meanwhile, and then they wait for the loop.
-_BACK = 5
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ class Scheduler:
                 self._waiting.discard(row.owner)
 
     def _compute(self, place: int, runs: int) -> None:
-        step_back(_BACK)
+        step_back(BEHIND_THE_LOOP)
         keep_apart(place, runs)
         while self._wait():
             # in a frame of its own: a model must not be held by a thread that waits for the next one

@@ -46,7 +46,7 @@ async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
 
 @bentoml.service(
     name="conlst",
-    # one process computes with all threads; more of them would hold the models several times
+    # one process computes with all threads; more of them would hold the models several times, and count apart
     workers=1,
     # our own deadline ends a request, in our own form
     traffic={"timeout": _Never("inf")},

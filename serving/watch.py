@@ -20,7 +20,9 @@ from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import ArtifactError, ConlstError
 from conlst.runtime.heap import give_back
 from conlst.runtime.onnx import KIND
+from conlst.runtime.threads import step_back
 from serving.models import Catalogue, Refusal, Served, Source, fetched_models, find_champions
+from serving.scheduler import BEHIND_THE_LOOP
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -124,6 +126,7 @@ class Watcher:
         return not self._settings.models and self._settings.watch_seconds > 0
 
     def _run(self) -> None:
+        step_back(BEHIND_THE_LOOP)
         self._load()
         if self._is_watching:
             self._watch()

@@ -59,6 +59,7 @@ def library(file) -> Tokenizer:
 
 def test_the_real_tokenizer_is_opened_as_our_own(ours):
     assert isinstance(ours, UnigramTokenizer)
+    assert ours._words is _words
 
 
 @pytest.mark.parametrize("max_length", [512, 31, 30, 9, 8, SPECIAL])

@@ -103,7 +103,7 @@ def test_the_real_server_answers(real, folder):
     assert httpx.get(f"{real.url}/docs.json").json() == openapi_document()
     assert 'conlst_requests_total{error="",route="/predict",status="200"}' in httpx.get(f"{real.url}/metrics").text
     # counted in memory, as one process may, and not in BentoML's files
-    assert not [*(real.log.parent / "bentoml").rglob("*.db")]
+    assert not [*(real.log.parent / "bentoml" / "prometheus_multiproc_dir").iterdir()]
     assert "<script" not in httpx.get(f"{real.url}/").text
     assert httpx.get(f"{real.url}/nope").json()["error"]["type"] == "not_found"
 

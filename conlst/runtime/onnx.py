@@ -237,8 +237,9 @@ def open_session(
     Args:
         threads: of one run, 0 for what the process may use.
         initializers: values to use in place of the graph's, not copied: keep them as long as the session.
-        helpers_back: how far the session's own threads step back behind the one that opens it. Whoever computes several runs at
-            a time has them help only when a CPU is idle: two runs and a helper on two CPUs are slower than the two runs.
+        helpers_back: how far the threads that help a run on the CPU step back behind the one that opens the session. Whoever
+            computes several runs at a time has them help mostly when a CPU is idle: two runs and a helper on two CPUs are slower
+            than the two runs.
 
     Raises:
         ArtifactError: if onnxruntime does not open the graph, or its inputs and outputs are others.
@@ -257,9 +258,12 @@ def open_session(
     if provider not in onnxruntime.get_available_providers():
         raise BackendError(f"onnxruntime has no {provider}, only {', '.join(onnxruntime.get_available_providers())}")
     try:
-        # the session's threads have the niceness of the one that opens it, which could not take its own back
-        with ThreadPoolExecutor(1, initializer=step_back, initargs=(helpers_back,)) as opener:
-            session = opener.submit(onnxruntime.InferenceSession, str(file), options, providers=[provider]).result()
+        if helpers_back and options.intra_op_num_threads > 1 and provider == CPU:
+            # helpers have the niceness of the thread that opens the session, which could not take its own back
+            with ThreadPoolExecutor(1, initializer=step_back, initargs=(helpers_back,)) as opener:
+                session = opener.submit(onnxruntime.InferenceSession, str(file), options, providers=[provider]).result()
+        else:
+            session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except Exception as error:  # onnxruntime's errors share no base
         if _is_shortage(error):
             raise _no_memory(file, error) from error

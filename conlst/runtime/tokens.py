@@ -85,7 +85,8 @@ class LibraryTokenizer:
 
 
 class UnigramTokenizer:
-    """The library's normaliser and division into words around our own :class:`Unigram`: the same ids in a fraction of the memory.
+    """Our own :class:`Unigram` with the library's normaliser, and its division into words unless that is XLM-R's: the same ids in
+    a fraction of the memory.
 
     Args:
         described: a ``tokenizer.json`` that :func:`_is_plain_unigram` accepts.
