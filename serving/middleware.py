@@ -89,7 +89,8 @@ class BodyLimit:
 
 
 class Observed:
-    """Gives every request its id and counts, logs and times its answer. What was asked is never logged, nor is a key.
+    """Gives every request its id and counts, times and logs its answer, but does not log those for whom there was no room. What
+    was asked is never logged, nor is a key.
 
     What only the routes know they leave in the request's state: ``caller``, the name of its key, and ``error``, the type of the
     error that it is answered with.
@@ -133,6 +134,9 @@ class Observed:
         # the types are written in our code, none comes from a request
         self._metrics.requests.labels(route, status, state.get("error", "")).inc()
         self._metrics.seconds.labels(route).observe(seconds)
+        if state.get("error") == "busy":
+            # an overload has a thousand of them a second, and a line for each would slow down the answers that there are
+            return
         by = f" by {state['caller']}" if "caller" in state else ""
         log.info("%s %s %d %.1f ms%s", request_id, route, status, seconds * 1000, by)
 

@@ -130,7 +130,10 @@ def test_the_log_tells_whose_a_request_is(tmp_path: Path, ours: tuple[str, str],
     ]
 
 
-def test_requests_are_counted_by_the_type_of_their_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_counted_by_the_type_of_their_error_and_logged_but_for_those_of_an_overload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     server = serve(f"sw={tiny_onnx_folder(tmp_path / 'sw')}")
     server.predict(ONE)
     server.predict({})
@@ -150,6 +153,8 @@ def test_requests_are_counted_by_the_type_of_their_error(tmp_path: Path, monkeyp
         'error="method_not_allowed",route="/predict",status="405"',
         'error="busy",route="/predict",status="429"',
     }
+    lines = [record.getMessage().split()[1:3] for record in caplog.records if record.name == "serving.middleware"]
+    assert lines == [["/predict", "200"], ["/predict", "400"], ["other", "404"], ["/predict", "405"], ["/metrics", "200"]]
     # the router takes this for the same path
     assert server.ask("POST", "/predict%0A").status_code == 429
 
