@@ -133,6 +133,20 @@ def test_a_shortage_of_memory_is_no_fault_of_the_model(tmp_path, monkeypatch, er
         Predictor(folder, threads=1)
 
 
+def test_a_shortage_of_threads_is_no_fault_of_the_model(tmp_path, monkeypatch):
+    folder = tiny_onnx_folder(tmp_path / "x")
+
+    def fail(*_: object) -> None:
+        # as Python says it
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(BackendError, match="can't start new thread"):
+            Predictor(folder, threads=2, helpers_back=1)
+    np.testing.assert_allclose(Predictor(folder, threads=2, helpers_back=1).logits(PAIRS), slow_logits(PAIRS), atol=1e-5)
+
+
 def test_what_else_breaks_while_golden_pairs_are_answered_is_told_as_it_is(tmp_path, monkeypatch):
     predictor = Predictor(tiny_onnx_folder(tmp_path / "x"), threads=1)
     monkeypatch.setattr(predictor, "run", lambda _: 1 // 0)

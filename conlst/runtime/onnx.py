@@ -40,8 +40,8 @@ GRAPHS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 # another CPU sums in another order; in INT8 the last bit then decides which way an activation is rounded, by a whole step
 GOLDEN_TOLERANCES = {"fp32": 1e-3, "int8": 0.5}
 
-# onnxruntime has no kind of error for it: what its arena and the C++ library say when there is no memory
-_SHORTAGE = ("Failed to allocate memory", "bad_alloc")
+# onnxruntime has no kind of error for it: what its arena, the C++ library and Python say when there is no room
+_SHORTAGE = ("Failed to allocate memory", "bad_alloc", "can't start new thread")
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def open_session(
 
 
 def _is_shortage(error: Exception) -> bool:
-    """Whether the memory ran out, which is no fault of the model's and may be over when it is tried again."""
+    """Whether memory or threads ran out, which is no fault of the model's and may be over when it is tried again."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _SHORTAGE)
 
 
