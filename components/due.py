@@ -4,8 +4,11 @@ from components.base import component
 
 
 @component
-def due(config: str, languages: list) -> list:
+def due(config: str, languages: list, compiled_for: dict) -> list:
     """Leave out the languages whose collected text is too little to adapt on; a pool that is not collected is always due.
+
+    Args:
+        compiled_for: ``config.adapt`` as it was when the pipeline was compiled, which made its tasks what they are.
 
     Returns:
         The languages to adapt; none is a run with nothing to do, and no failure.
@@ -15,6 +18,7 @@ def due(config: str, languages: list) -> list:
     from tempfile import TemporaryDirectory
 
     from conlst.contract.config import config_from_json
+    from conlst.contract.errors import ConfigError
     from conlst.contract.logs import set_up_logging
     from conlst.data.ingestion import count_pairs
     from conlst.platform import collected
@@ -22,6 +26,10 @@ def due(config: str, languages: list) -> list:
 
     set_up_logging()
     checked = config_from_json(config)
+    if (asked := checked.adapt.model_dump(mode="json")) != compiled_for:
+        raise ConfigError(
+            f"adapt is {asked}, but this pipeline was compiled for {compiled_for}; compile it for this configuration"
+        )
     chosen = []
     for language in languages:
         sources = checked.data.sources("pool", language)

@@ -20,6 +20,7 @@ def export(
     """Write ``model`` as ONNX, calibrated, INT8 if that passes; fails unless it answers ``pairs`` as torch does.
 
     Args:
+        pairs: the pool; those of other languages are left out.
         test: pairs of the language; their labels are read only if those of ``evaluation`` were.
         development: labelled English pairs.
     """
@@ -39,5 +40,6 @@ def export(
             development=Path(development.path),
             test=Path(test.path),
             evaluation=Path(evaluation.path),
+            language=language,
         )
         run.metrics({"parity": difference})

@@ -17,14 +17,32 @@ def ingest(config: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]
 
     from conlst.contract.config import config_from_json
     from conlst.data.ingestion import ingest as ingest_pairs
-    from conlst.platform.collected import is_collected, new_files
+    from conlst.platform.collected import files_of
     from conlst.platform.objects import localize
 
     checked = config_from_json(config)
-    given = checked.data.sources(role, language)
-    collected = {source: new_files(source, language) for source in given if is_collected(source)}
+    files, collected = files_of(checked.data.sources(role, language), language)
     with TemporaryDirectory() as fetched:
-        addresses = [address for source in given for address in collected.get(source, [source])]
-        sources = [str(localize(address, Path(fetched))) for address in addresses]
+        sources = [str(localize(file, Path(fetched))) for file in files]
         report = ingest_pairs(checked, role, sources, language, Path(pairs.path), collected=collected)
     pairs.metadata.update(rows=report["rows"], pairs=report["pairs"], bad=report["bad"])
+
+
+@component
+def ingest_pools(config: str, languages: list, pairs: dsl.Output[dsl.Dataset]) -> None:
+    """Publish the pools of several languages as one, for a model that is trained on all of them."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from conlst.contract.config import config_from_json
+    from conlst.platform.collected import files_of
+    from conlst.platform.objects import localize
+    from conlst.stages.folders import ingest_pool
+
+    checked = config_from_json(config)
+    sources, collected = {}, {}
+    with TemporaryDirectory() as fetched:
+        for language in languages:
+            files, collected[language] = files_of(checked.data.sources("pool", language), language)
+            sources[language] = [str(localize(file, Path(fetched))) for file in files]
+        ingest_pool(checked, sources, Path(pairs.path), collected=collected)

@@ -20,7 +20,7 @@ def register(
 
     Args:
         store: ``s3://bucket/prefix``.
-        pool: what it was adapted on; collected text is taken with it.
+        pool: what it was adapted on; the language's collected text is taken with it.
 
     Returns:
         The version.

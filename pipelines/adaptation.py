@@ -1,6 +1,7 @@
-"""The pipeline: one source model, then for each language calibrate, self-train, evaluate, export, register, promote."""
+"""The pipeline: one source model, calibrated and self-trained for each language or for all together, then for each language
+evaluated, exported, registered, promoted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kfp import dsl
@@ -10,15 +11,20 @@ from components.calibrate import calibrate
 from components.due import due
 from components.evaluate import evaluate, evaluate_zero_shot
 from components.export import export
-from components.ingest import ingest
+from components.ingest import ingest, ingest_pools
 from components.nothing import anything, nothing_due
 from components.promote import promote
 from components.register import register
 from components.self_train import self_train
 from components.source_model import source_model
 from components.summarize import summarize
+from conlst.contract.config import Adapt
+from conlst.data.pairs import SEVERAL
 
 Place = Callable[[dsl.PipelineTask], dsl.PipelineTask]
+Given = Mapping[str, object]
+
+_STAGES = {"calibrate": calibrate, "selftrain": self_train}
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Placement:
     at_once: int
 
 
-def adaptation(place: Placement) -> BaseComponent:
-    """The pipeline with its tasks placed."""
+def adaptation(plan: Adapt, place: Placement) -> BaseComponent:
+    """The pipeline with its tasks placed; ``plan`` is that of the configurations that it can be run with."""
 
     @dsl.pipeline(name="conlst", description="Take an English NLI model into languages without labels, and release it there.")
     def conlst(config: str, languages: list, store: str) -> str:
@@ -51,10 +57,11 @@ def adaptation(place: Placement) -> BaseComponent:
         Returns:
             The gate's decisions as JSON.
         """
-        to_adapt = place.serve(due(config=config, languages=languages)).set_caching_options(False)
+        to_adapt = place.serve(due(config=config, languages=languages, compiled_for=plan.model_dump(mode="json")))
+        to_adapt.set_caching_options(False)
         # without new text nothing is trained, and the run is a success
         with dsl.If(place.serve(anything(languages=to_adapt.output)).output == True):  # noqa: E712  kfp builds the condition
-            summary = _adapt_all(place, config, to_adapt.output, store)
+            summary = _adapt_all(plan, place, config, to_adapt.output, store)
         with dsl.Else():
             nothing = place.serve(nothing_due())
         return dsl.OneOf(summary.outputs["Output"], nothing.output)
@@ -62,49 +69,67 @@ def adaptation(place: Placement) -> BaseComponent:
     return conlst
 
 
-def _adapt_all(place: Placement, config: str, languages: object, store: str) -> dsl.PipelineTask:
-    job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+def _adapt_all(plan: Adapt, place: Placement, config: str, languages: object, store: str) -> dsl.PipelineTask:
+    run = {"config": config, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
     english = _ingest(place, config, "source", "en")
     development = _ingest(place, config, "source_dev", "en")
-    source = place.train(source_model(config=config, job=job, pairs=english.output, dev=development.output)).set_display_name(
-        "source model"
-    )
+    source = place.train(source_model(**run, pairs=english.output, dev=development.output)).set_display_name("source model")
     source.set_caching_options(False)
 
+    if plan.joint:
+        # what stands at an address may have changed since, here as in _ingest
+        pool = place.serve(ingest_pools(config=config, languages=languages)).set_caching_options(False)
+        models = _train(plan, place, {**run, "language": SEVERAL}, source, pool, english)
     with dsl.ParallelFor(languages, parallelism=place.at_once) as language:
-        pool = _ingest(place, config, "pool", language)
-        test = _ingest(place, config, "test", language)
-        here = {"config": config, "job": job, "language": language}
-        judged = {"test": test.output, "development": development.output}
-        zero_shot = place.train(evaluate_zero_shot(**here, model=source.output, **judged))
-
-        training = {**here, "pool": pool.output, "source": english.output}
-        calibrated = place.train(calibrate(**training, model=source.output)).set_caching_options(False)
-        adapted = place.train(self_train(**training, model=calibrated.output)).set_caching_options(False)
-
-        comparison = {**here, **judged, "before": zero_shot.outputs["evaluation"]}
-        place.train(evaluate(**comparison, stage="calibrated", model=calibrated.output))
-        evaluated = place.train(evaluate(**comparison, stage="adapted", model=adapted.output))
-
-        measured = evaluated.outputs["evaluation"]
-        served = place.serve(export(**here, **judged, model=adapted.output, pairs=pool.output, evaluation=measured))
-        released = place.serve(
-            register(
-                **here,
-                store=store,
-                served=served.output,
-                evaluation=measured,
-                zero_shot=zero_shot.outputs["evaluation"],
-                pool=pool.output,
-            )
-        ).set_caching_options(False)
-        decision = place.serve(promote(config=config, language=language, version=released.output))
-        decision.set_caching_options(False)
-
-    return place.serve(summarize(config=config, job=job, decisions=dsl.Collected(decision.output)))
+        if not plan.joint:
+            pool = _ingest(place, config, "pool", language)
+            models = _train(plan, place, {**run, "language": language}, source, pool, english)
+        decision = _release(place, {**run, "language": language}, source, pool, models, development, store)
+    return place.serve(summarize(**run, decisions=dsl.Collected(decision.output)))
 
 
-def _ingest(place: Placement, config: str, role: str, language: object) -> dsl.PipelineTask:
+def _train(
+    plan: Adapt, place: Placement, here: Given, source: dsl.PipelineTask, pool: dsl.PipelineTask, english: dsl.PipelineTask
+) -> list[dsl.PipelineTask]:
+    """The stages, each on the model of the one before."""
+    models = [source]
+    for stage in plan.stages:
+        trained = place.train(_STAGES[stage](**here, model=models[-1].output, pool=pool.output, source=english.output))
+        models.append(trained.set_caching_options(False))
+    return models[1:]
+
+
+def _release(
+    place: Placement,
+    here: Given,
+    source: dsl.PipelineTask,
+    pool: dsl.PipelineTask,
+    models: Sequence[dsl.PipelineTask],
+    development: dsl.PipelineTask,
+    store: str,
+) -> dsl.PipelineTask:
+    """What the models are worth in one language; the last of them is exported, registered and judged by the gate."""
+    test = _ingest(place, here["config"], "test", here["language"])
+    judged = {**here, "test": test.output, "development": development.output}
+    zero_shot = place.train(evaluate_zero_shot(**judged, model=source.output))
+    before = zero_shot.outputs["evaluation"]
+
+    *calibrated, adapted = models
+    for earlier in calibrated:
+        place.train(evaluate(**judged, before=before, stage="calibrated", model=earlier.output))
+    evaluated = place.train(evaluate(**judged, before=before, stage="adapted", model=adapted.output))
+
+    measured = evaluated.outputs["evaluation"]
+    served = place.serve(export(**judged, model=adapted.output, pairs=pool.output, evaluation=measured))
+    released = place.serve(
+        register(**here, store=store, served=served.output, evaluation=measured, zero_shot=before, pool=pool.output)
+    )
+    released.set_caching_options(False)
+    decision = place.serve(promote(config=here["config"], language=here["language"], version=released.output))
+    return decision.set_caching_options(False)
+
+
+def _ingest(place: Placement, config: object, role: str, language: object) -> dsl.PipelineTask:
     task = place.serve(ingest(config=config, role=role, language=language))
     # what stands at an address may have changed since
     return task.set_display_name(f"ingest {role}").set_caching_options(False)

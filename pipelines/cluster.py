@@ -171,5 +171,5 @@ def compile_for_cluster(config: Config, out: Path, image: str, cluster: Cluster 
     if not config.languages:
         raise ConfigError(f"{config.name} names no languages; set languages in the configuration")
     arguments = {"config": config.to_json(), "languages": list(config.languages)}
-    placed = adaptation(on_cluster(image, cluster or Cluster()))
+    placed = adaptation(config.adapt, on_cluster(image, cluster or Cluster()))
     compiler.Compiler().compile(placed, str(out), pipeline_parameters=arguments)

@@ -51,7 +51,7 @@ def run_locally(config: Config, root: Path, store: str, at_once: int = 1) -> dic
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // at_once)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     compiled = root / "pipeline.yaml"
-    compiler.Compiler().compile(adaptation(on_this_machine(at_once)), str(compiled))
+    compiler.Compiler().compile(adaptation(config.adapt, on_this_machine(at_once)), str(compiled))
 
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(artifacts), raise_on_error=True)
     pipeline = components.load_component_from_file(str(compiled))

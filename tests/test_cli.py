@@ -153,7 +153,7 @@ def test_train_source_tells_its_accuracy(user: Path, source: dict[str, Any]) -> 
 
 def test_adapt_publishes_the_model_and_the_calibrated_one(source: dict[str, Any], adapted: dict[str, Any]) -> None:
     assert adapted["language"] == "sw"
-    calibrated = verify(Path(adapted["calibrated"]), "model")
+    calibrated = verify(Path(adapted["stages"]["calibrate"]), "model")
     assert verify(Path(adapted["model"]), "model").parents["model"] == calibrated.digest
     assert calibrated.parents["model"] == source["digest"]
 
@@ -161,9 +161,9 @@ def test_adapt_publishes_the_model_and_the_calibrated_one(source: dict[str, Any]
 def test_adapting_again_is_the_same_model_and_does_not_calibrate_again(
     user: Path, source: dict[str, Any], adapted: dict[str, Any]
 ) -> None:
-    before = Path(adapted["calibrated"]).stat().st_ino
+    before = Path(adapted["stages"]["calibrate"]).stat().st_ino
     assert adapt(user, source, "sw").result["digest"] == adapted["digest"]
-    assert Path(adapted["calibrated"]).stat().st_ino == before
+    assert Path(adapted["stages"]["calibrate"]).stat().st_ino == before
 
 
 def test_overrides_reach_the_stages(user: Path, source: dict[str, Any], adapted: dict[str, Any]) -> None:
@@ -175,7 +175,9 @@ def test_overrides_reach_the_stages(user: Path, source: dict[str, Any], adapted:
 
 def test_source_data_that_is_given_trains_along(user: Path, source: dict[str, Any], adapted: dict[str, Any]) -> None:
     other = adapt(user, source, "with-source", "--source-data", user / "more.tsv").result
-    assert (Path(other["calibrated"]) / WEIGHTS).read_bytes() != (Path(adapted["calibrated"]) / WEIGHTS).read_bytes()
+    assert (Path(other["stages"]["calibrate"]) / WEIGHTS).read_bytes() != (
+        Path(adapted["stages"]["calibrate"]) / WEIGHTS
+    ).read_bytes()
 
 
 def test_a_calibrated_model_of_other_source_data_is_not_taken(user: Path, source: dict[str, Any]) -> None:
@@ -185,8 +187,8 @@ def test_a_calibrated_model_of_other_source_data_is_not_taken(user: Path, source
 
 
 def test_adapt_without_calibration_starts_stage_2_from_the_source_model(user: Path, source: dict[str, Any]) -> None:
-    alone = adapt(user, source, "alone", "--without-calibration").result
-    assert "calibrated" not in alone
+    alone = adapt(user, source, "alone", "--set", "adapt.stages=[selftrain]").result
+    assert alone["stages"] == {"selftrain": alone["model"]}
     assert verify(Path(alone["model"]), "model").parents["model"] == source["digest"]
 
 

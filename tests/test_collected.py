@@ -35,6 +35,22 @@ def test_a_language_whose_code_begins_another_is_apart(source, bucket):
     assert names(collected.new_files(source, "sw")) == ["a.parquet", "b.parquet"]
 
 
+def test_collected_text_stands_for_its_new_files_between_other_addresses(source):
+    files, collected_files = collected.files_of(["before.tsv", source, "s3://b/after.tsv"], "sw")
+    assert names([f"/{file}" for file in files]) == ["before.tsv", "a.parquet", "b.parquet", "after.tsv"]
+    assert collected_files == {source: files[1:3]}
+    assert collected.files_of(["sample:sw"], "sw") == (["sample:sw"], {})
+
+
+def test_a_language_takes_its_own_files_of_a_pool_of_several(source):
+    both = collected.new_files(source, "sw") + collected.new_files(source, "fr")
+    collected.take(source, "sw", "job-1", both)
+    assert collected.new_files(source, "sw") == []
+    assert names(collected.new_files(source, "fr")) == ["c.parquet"]
+    collected.take(source, "fr", "job-1", both)
+    assert collected.new_files(source, "fr") == []
+
+
 def test_what_was_taken_can_be_read_by_people(source, bucket):
     collected.take(source, "sw", "job-1", collected.new_files(source, "sw"))
     told = json.loads(objects.read_object(f"{bucket}/feedback/taken/language=sw/job-1.json"))

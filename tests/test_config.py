@@ -159,10 +159,10 @@ class TestDefaults:
 class TestUnknownKeys:
     def test_the_sections_below_are_all(self) -> None:
         names = {".".join(path) for path in SECTIONS}
-        assert {"", "backbone", "calibrate", "gate", "selftrain.mixup", "selftrain.masking"} <= names
+        assert {"", "adapt", "backbone", "calibrate", "gate", "selftrain.mixup", "selftrain.masking"} <= names
         assert {"selftrain.back_translation", "selflearn", "source.masking"} <= names
         assert {f"source.{name}" for name in ROBUST} <= names
-        assert len(names) == 21
+        assert len(names) == 22
 
     @pytest.mark.parametrize("path", SECTIONS, ids=".".join)
     def test_are_refused_in_every_section_by_name(self, path: tuple[str, ...]) -> None:
@@ -371,6 +371,15 @@ class TestRanges:
         with pytest.raises(ConfigError, match="reads labels of de, es, which are target languages"):
             config_from_dict({"name": "x", "languages": ["es", "sw", "de"], "source": source})
         assert config_from_dict({"name": "x", "languages": ["sw"], "source": source}).source.meta_learning is not None
+
+    @pytest.mark.parametrize("stages", [["calibrate", "selftrain"], ["selftrain"], ["calibrate"]])
+    def test_an_adaptation_has_its_stages_in_order(self, stages: list[str]) -> None:
+        assert list(config_from_dict({"name": "x", "adapt": {"stages": stages}}).adapt.stages) == stages
+
+    @pytest.mark.parametrize("stages", [[], ["selftrain", "calibrate"], ["selftrain", "selftrain"], ["export"]])
+    def test_other_orders_of_the_stages_are_refused(self, stages: list[str]) -> None:
+        with pytest.raises(ConfigError, match=r"adapt.*stages|adapt\.stages"):
+            config_from_dict({"name": "x", "adapt": {"stages": stages}})
 
     def test_collected_text_is_no_labelled_test(self) -> None:
         raw: dict[str, Any] = {"name": "x", "data": {"tests": "collected:s3://bucket/feedback"}}

@@ -17,7 +17,7 @@ def test_every_language_of_the_demo_has_questions() -> None:
 
 def test_progress_counts_the_tasks_of_the_pipeline(tmp_path: Path) -> None:
     compiled = tmp_path / "pipeline.yaml"
-    compiler.Compiler().compile(adaptation(on_this_machine(1)), str(compiled))
+    compiler.Compiler().compile(adaptation(load_config("demo").adapt, on_this_machine(1)), str(compiled))
     components = yaml.safe_load(compiled.read_text())["components"]
 
     def tasks_with(name: str) -> list[str]:

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from conlst.cli import main
 from conlst.contract.artifacts import read_manifest, verify
 from conlst.contract.config import Config, config_from_dict
 from conlst.contract.errors import ArtifactError, ConfigError, ConlstError, DataError, UnsupportedDirection
-from conlst.data.pairs import SEVERAL, fingerprint, merge_pairs, read_pairs
+from conlst.data.pairs import FEATURES, SEVERAL, fingerprint, merge_pairs, read_pairs
 from conlst.model.folder import load_model
 from conlst.stages import folders
 from tiny import tiny_backbone, tiny_config, tiny_pairs, write_tsv
@@ -467,6 +469,25 @@ def test_a_language_is_not_translated_through_itself(world: World, tmp_path: Pat
         folders.self_train_model(world.config(selftrain=settings), world.model, world.pairs("pool"), "sw", tmp_path / "out")
 
 
+def test_each_language_of_a_pool_is_translated_in_its_own_place(world: World, tmp_path: Path) -> None:
+    mixed = [language for _ in range(3) for language in ("ur", "sw", "sw")]
+    texts = [f"text {number}" for number in range(9)]
+    columns = {"premise": texts, "hypothesis": texts, "label": [None] * 9, "language": mixed, "genre": [""] * 9, "pair_id": texts}
+    lines = ["source_text\ttarget_text\tsource_language\ttarget_language"]
+    for text, language in zip(texts, mixed, strict=True):
+        pivot = {"sw": "en", "ur": "hi"}[language]
+        lines += [f"{text}\t{text} {pivot}\t{language}\t{pivot}", f"{text} {pivot}\t{language} {text}\t{pivot}\t{language}"]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    settings = {"backend": f"tsv:{tmp_path / 't.tsv'}", "pivots": {"ur": "hi"}}
+    config = world.config(selftrain={"back_translation": settings})
+
+    view = folders.pairs.translated_view(config, Dataset(pa.table(columns, schema=FEATURES.arrow_schema)))
+
+    assert view is not None
+    assert view["premise"][:] == [f"{language} {text}" for text, language in zip(texts, mixed, strict=True)]
+    assert view["pair_id"][:] == texts
+
+
 def test_genres_filter_the_source_alone(world: World, tmp_path: Path) -> None:
     config = world.config(data={"genres": ["travel"]})
     rows = [{**row, "genre": "travel" if index % 2 else "slate"} for index, row in enumerate(tiny_pairs(20, 9))]
@@ -545,9 +566,9 @@ def test_adapt_killed_again_and_again_ends_with_the_digest_of_a_straight_run(
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     broken = arguments(tmp_path / "broken")
-    calibration = tmp_path / "broken.work" / "calibrated.calibrate-checkpoint"
+    calibration = tmp_path / "broken.work" / "calibrate.calibrate-checkpoint"
     self_training = tmp_path / "broken.selftrain-checkpoint"
-    kills = (("2", "", calibration), ("0", "calibrated", calibration), ("9", "", self_training), ("0", "broken", self_training))
+    kills = (("2", "", calibration), ("0", "calibrate", calibration), ("9", "", self_training), ("0", "broken", self_training))
     for saves, publishes, left in kills:
         command = [sys.executable, "-c", _KILLED, saves, publishes, *broken]
         killed = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
@@ -560,7 +581,7 @@ def test_adapt_killed_again_and_again_ends_with_the_digest_of_a_straight_run(
     assert main(broken) == 0
     resumed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert resumed["digest"] == straight["digest"]
-    assert digest(tmp_path / "broken.work" / "calibrated") == digest(tmp_path / "straight.work" / "calibrated")
+    assert digest(tmp_path / "broken.work" / "calibrate") == digest(tmp_path / "straight.work" / "calibrate")
     assert not calibration.exists()
     assert not self_training.exists()
 

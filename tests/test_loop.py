@@ -1,4 +1,4 @@
-"""Three rounds of the scheduled pipeline on text that the endpoint collects, with a real S3 server and a real MLflow server."""
+"""The scheduled pipeline on text that the endpoint collects, with a real S3 server and a real MLflow server."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from conlst.contract.artifacts import read_manifest
-from conlst.contract.config import Config, config_from_dict
-from conlst.platform import objects, registry
+from conlst.contract.config import Config, config_from_dict, with_settings
+from conlst.platform import collected, objects, registry
 from conlst.runtime.table import Tables
 from pipelines.local import run_locally
 from serving.feedback import Feedback
@@ -25,11 +25,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     return open_model(Source("sw", "nli-sw", 1, str(folder), read_manifest(folder).digest), Settings(threads=1), Tables())
 
 
-def collect(served: Served, feedback: str, count: int, seed: int) -> None:
+def collect(served: Served, feedback: str, count: int, seed: int, language: str = "sw") -> None:
     """Pairs as the endpoint collects them."""
     pairs = [(row["premise"], row["hypothesis"]) for row in tiny_pairs(count, seed)]
     endpoint = Feedback(Settings(feedback=feedback))
-    assert endpoint.offer(served, "sw", pairs, np.full((count, 3), 1 / 3))
+    assert endpoint.offer(served, language, pairs, np.full((count, 3), 1 / 3))
     endpoint.close()
     assert endpoint.written == count
 
@@ -88,3 +88,29 @@ def test_new_text_is_adapted_to_and_nothing_to_do_is_a_clean_success(
     assert [entry.metrics["unlabelled_n"] for entry in registry.history("sw")] == [80, 60]
     assert len({entry.data["pool"] for entry in registry.history("sw")}) == 2
     assert [entry.replaces for entry in registry.history("sw")] == [None, 1]
+
+
+def test_one_model_is_trained_on_the_new_text_of_all_languages_and_released_in_each(
+    tmp_path: Path, prefix: str, mlflow_uri: str, config: Config, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    feedback, store = f"{prefix}/feedback", f"{prefix}/models"
+    joint = {"languages": ["sw", "ur", "fr"], "adapt.joint": True, "adapt.stages": ["selftrain"]}
+    config = with_settings(config, joint)
+    # fr has too little
+    for language, count in (("sw", 60), ("ur", 80), ("fr", 20)):
+        collect(served, feedback, count, count, language)
+
+    decisions = run_locally(config, tmp_path / "first", store, at_once=2)["decisions"]
+    assert {row["language"]: row["promoted"] for row in decisions} == {"sw": True, "ur": True}
+    champions = {language: registry.champion(language) for language in ("sw", "ur")}
+    models, pools = ({champion.tags[name] for champion in champions.values()} for name in ("model_digest", "pool"))
+    assert (len(models), len(pools)) == (1, 1)
+    for language, champion in champions.items():
+        folder = objects.fetch_folder(champion.uri, tmp_path / language)
+        assert read_manifest(folder).meta["language"] == language
+        assert champion.metrics["unlabelled_n"] == {"sw": 60, "ur": 80}[language]
+
+    # each language has taken its own text, and what waited in the third waits still
+    waiting = {language: len(collected.new_files(f"collected:{feedback}", language)) for language in config.languages}
+    assert waiting == {"sw": 0, "ur": 0, "fr": 1}

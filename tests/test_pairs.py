@@ -14,6 +14,7 @@ from conlst.data.pairs import (
     SEVERAL,
     Ingested,
     check_no_leak,
+    collected_in,
     fingerprint,
     ingest,
     merge_pairs,
@@ -269,6 +270,16 @@ def test_merging_again_makes_the_same_digest_and_another_order_another(tmp_path:
     one, two, other = (read_manifest(tmp_path / name).digest for name in ("one", "two", "other"))
     assert one == two != other
     assert fingerprint(read_pairs(tmp_path / "one")) == fingerprint(read_pairs(tmp_path / "other"))
+
+
+def test_what_was_collected_in_the_parts_is_collected_in_the_whole(tmp_path: Path) -> None:
+    found = {"sw": {"collected:a": ["1", "2"]}, "fr": {"collected:a": ["3"], "collected:b": ["4"]}, "ur": {}}
+    for number, (language, collected) in enumerate(found.items()):
+        made = ingest([row(number)], language=language, max_bad_share=0.0)
+        made.report.update({"collected": collected} if collected else {})
+        write_pairs(made, tmp_path / language)
+    merge_pairs([tmp_path / language for language in found], tmp_path / "out")
+    assert collected_in(tmp_path / "out") == {"collected:a": ["1", "2", "3"], "collected:b": ["4"]}
 
 
 def test_a_damaged_part_is_not_merged(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from kfp import compiler
 
-from conlst.contract.config import Config, config_from_json, load_config, profile_names
+from components.due import due
+from conlst.contract.config import Adapt, Config, config_from_json, load_config, profile_names
 from conlst.contract.errors import ConfigError
 from pipelines.adaptation import adaptation
 from pipelines.cluster import compile_for_cluster, read_cluster
@@ -85,7 +86,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     file = tmp_path_factory.mktemp("local") / "pipeline.yaml"
-    compiler.Compiler().compile(adaptation(on_this_machine(2)), str(file))
+    compiler.Compiler().compile(adaptation(Adapt(), on_this_machine(2)), str(file))
     (pipeline,) = documents(file)
     return Compiled(file, load_config("xnli-e5-small"), pipeline, {})
 
@@ -109,6 +110,33 @@ def test_the_tasks_are_those_of_the_whole_way(cluster: Compiled, local: Compiled
     loop = cluster.loop()
     assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--due-Output"}
     assert loop["iteratorPolicy"]["parallelismLimit"] == 4
+
+
+def test_a_joint_pipeline_trains_once_and_releases_each_language(tmp_path: Path) -> None:
+    config = load_config("xnli-e5-small", ("adapt.joint=true", "adapt.stages=[selftrain]"))
+    compile_for_cluster(config, tmp_path / "p.yaml", IMAGE)
+    compiled = Compiled(tmp_path / "p.yaml", config, *documents(tmp_path / "p.yaml"))
+    once, each = (
+        next(
+            list(c["dag"]["tasks"]) for c in compiled.pipeline["components"].values() if name in c.get("dag", {}).get("tasks", {})
+        )
+        for name in ("self-train", "promote")
+    )
+    assert {"source-model", "ingest-pools", "self-train"} < set(once)
+    assert sorted(each) == ["evaluate", "evaluate-zero-shot", "export", "ingest-3", "promote", "register"]
+    tasks = dict(compiled.tasks())
+    assert "calibrate" not in tasks
+    assert tasks["self-train"]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]["producerTask"] == "source-model"
+    assert "accelerator" in compiled.container("self-train")["resources"]
+    assert "enableCache" not in tasks["ingest-pools"]["cachingOptions"]
+
+
+@pytest.mark.parametrize("changed", ["adapt.joint=true", "adapt.stages=[selftrain]"])
+def test_a_pipeline_refuses_a_configuration_that_it_was_not_compiled_for(changed: str) -> None:
+    compiled_for = Adapt().model_dump(mode="json")
+    with pytest.raises(ConfigError, match=r"adapt is .*, but this pipeline was compiled for .*; compile it"):
+        due.python_func(load_config("demo", (changed,)).to_json(), ["sw"], compiled_for)
+    assert due.python_func(load_config("demo").to_json(), ["sw"], compiled_for) == ["sw"]
 
 
 def test_every_image_is_named_by_digest(cluster: Compiled) -> None:

@@ -19,7 +19,12 @@ def add_to(commands: Commands) -> None:
     sub.add_argument("--out", type=Path, required=True, help="folder of the model")
     sub.add_argument("--store", metavar="S3-PREFIX", help="publish the model there too; its address is printed")
 
-    sub = add_configured(commands, "adapt", adapt, "stages 1 and 2: calibrate and self-train on unlabelled pairs of a language")
+    sub = add_configured(
+        commands,
+        "adapt",
+        adapt,
+        "stages 1 and 2: calibrate and self-train on unlabelled pairs of a language; adapt.stages leaves one out",
+    )
     sub.add_argument("--source-model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
     sub.add_argument(
         "--pool",
@@ -37,9 +42,8 @@ def add_to(commands: Commands) -> None:
         metavar="LANGUAGE",
         help="code of the language, for example sw; several train one model for all of them, and each has one file of --pool",
     )
-    sub.add_argument("--without-calibration", action="store_true", help="self-training alone, about half the cost")
     sub.add_argument("--source-data", nargs="+", metavar="FILE", help="labelled English pairs; default: those the model carries")
-    sub.add_argument("--out", type=Path, required=True, help="folder of the adapted model; DIR.work keeps the calibrated one")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the adapted model; DIR.work keeps that of stage 1")
 
     sub = add_configured(
         commands, "evaluate", evaluate, "accuracy, calibration and confidence bands on labelled pairs", "default"
@@ -84,13 +88,13 @@ def adapt(options: argparse.Namespace) -> Result:
     if options.source_data:
         source = work / "source"
         folders.ingest(config, "source", local_copies(options.source_data, work), "en", source)
-    if options.without_calibration:
-        folders.self_train_model(config, start, pool, language, options.out, source)
-        return {"model": str(options.out), **_meta(options.out)}
-    calibrated = work / "calibrated"
-    folders.calibrate_model(config, start, pool, language, calibrated, source)
-    folders.self_train_model(config, calibrated, pool, language, options.out, source)
-    return {"model": str(options.out), "calibrated": str(calibrated), **_meta(options.out)}
+    made = {stage: work / stage for stage in config.adapt.stages[:-1]} | {config.adapt.stages[-1]: options.out}
+    model = start
+    for stage, out in made.items():
+        train = {"calibrate": folders.calibrate_model, "selftrain": folders.self_train_model}[stage]
+        train(config, model, pool, language, out, source)
+        model = out
+    return {"model": str(options.out), "stages": {stage: str(out) for stage, out in made.items()}, **_meta(options.out)}
 
 
 def _pool_files(files: Sequence[str], languages: Sequence[str], work: Path) -> dict[str, list[str]]:

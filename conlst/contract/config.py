@@ -98,6 +98,25 @@ class Collect(Section):
     min_pairs: int = Field(500, ge=1)
 
 
+class Adapt(Section):
+    """What an adaptation consists of.
+
+    Attributes:
+        stages: ``[calibrate, selftrain]``, or one of the two alone; without stage 1 it costs about half.
+        joint: the pipeline trains one model on the pools of all its languages, in place of a model a language. ``conlst adapt``
+            does so whenever it is given several languages.
+    """
+
+    stages: tuple[Literal["calibrate", "selftrain"], ...] = ("calibrate", "selftrain")
+    joint: bool = False
+
+    @model_validator(mode="after")
+    def _stages_are_in_order(self) -> Self:
+        if not self.stages or list(self.stages) != sorted(set(self.stages)):
+            raise ValueError("stages is [calibrate, selftrain], [selftrain] or [calibrate]")
+        return self
+
+
 class Optimisation(Section):
     """What every training stage has.
 
@@ -447,6 +466,7 @@ class Config(Section):
     data: Data = Data()
     collect: Collect = Collect()
     source: Source = Source()
+    adapt: Adapt = Adapt()
     calibrate: Calibrate = Calibrate()
     selftrain: SelfTrain = SelfTrain()
     selflearn: SelfLearn = SelfLearn()

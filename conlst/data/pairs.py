@@ -128,7 +128,10 @@ def ingest(rows: Iterable[Mapping[str, Any]], *, language: str, max_bad_share: f
 
 
 def merge_pairs(parts: Sequence[Path], out: Path) -> None:
-    """Publish the pairs of several folders as one, in their order; ids of different languages are told apart by the language."""
+    """Publish the pairs of several folders as one, in their order; ids of different languages are told apart by the language.
+
+    What was collected in the parts is collected in the whole.
+    """
     pairs = [read_pairs(part) for part in parts]
     languages = {language for one in pairs for language in one["language"]}
     table = pa.concat_tables([_table(one) for one in pairs])
@@ -138,7 +141,10 @@ def merge_pairs(parts: Sequence[Path], out: Path) -> None:
         ]
         column = table.schema.get_field_index("pair_id")
         table = table.set_column(column, FEATURES.arrow_schema.field("pair_id"), pa.array(ids))
-    report = {"language": languages.pop() if len(languages) == 1 else SEVERAL, "pairs": len(table)}
+    report: dict[str, Any] = {"language": languages.pop() if len(languages) == 1 else SEVERAL, "pairs": len(table)}
+    for part in parts:
+        for source, files in collected_in(part).items():
+            report.setdefault("collected", {}).setdefault(source, []).extend(files)
     parents = {f"part{number}": read_manifest(part).digest for number, part in enumerate(parts)}
     write_pairs(Ingested(Dataset(table), [], report), out, parents=parents)
 

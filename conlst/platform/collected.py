@@ -6,6 +6,7 @@ next one finds the same text again.
 """
 
 import json
+from collections.abc import Sequence
 
 from conlst.contract.config import COLLECTED
 from conlst.contract.errors import ConfigError
@@ -31,13 +32,28 @@ def new_files(source: str, language: str) -> list[str]:
     return [uri for uri in found if uri not in taken]
 
 
-def take(source: str, language: str, job: str, files: list[str]) -> None:
-    """Note that the run ``job`` has made a version of these files; again does no harm.
+def files_of(sources: Sequence[str], language: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The addresses that sources of pairs stand for: new files in the place of collected text, any other address as it is.
+
+    Returns:
+        All of them, and those of collected text by their source.
+
+    Raises:
+        ConfigError, BackendError: as :func:`new_files`.
+    """
+    collected = {source: new_files(source, language) for source in sources if is_collected(source)}
+    return [file for source in sources for file in collected.get(source, [source])], collected
+
+
+def take(source: str, language: str, job: str, files: Sequence[str]) -> None:
+    """Note that the run ``job`` has made a version of those files that are of the language; again does no harm.
 
     Raises:
         BackendError: if S3 cannot be reached or refuses.
     """
-    objects.put_new(json.dumps(sorted(files)).encode(), f"{_prefix(source)}/taken/language={language}/{job}.json")
+    prefix = _prefix(source)
+    own = sorted(file for file in files if file.startswith(f"{prefix}/language={language}/"))
+    objects.put_new(json.dumps(own).encode(), f"{prefix}/taken/language={language}/{job}.json")
 
 
 def _prefix(source: str) -> str:

@@ -96,7 +96,7 @@ def self_train_model(
             gives the first pseudo-labels.
     """
     target, english = read_pairs(pool), source_pairs(model, source, config)
-    translated = translated_view(config, target, language)
+    translated = translated_view(config, target)
     parents = _parents(model, pool, english) | ({"translated": fingerprint(translated)} if translated else {})
     parents |= {f"teacher{number}": read_manifest(teacher).digest for number, teacher in enumerate(teachers)}
     if _is_made_from(out, config, parents):

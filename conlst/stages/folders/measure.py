@@ -12,7 +12,7 @@ from datasets import Dataset
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.config import Compute, Config
 from conlst.contract.errors import DataError
-from conlst.data.pairs import fingerprint, read_pairs, require_labels
+from conlst.data.pairs import SEVERAL, fingerprint, read_pairs, require_labels
 from conlst.data.tokens import tokenize
 from conlst.model.folder import Model, load_model
 from conlst.stages.evaluate import KIND as EVALUATION
@@ -65,7 +65,8 @@ def export_model(
     """Publish the ONNX folder of ``model``.
 
     Args:
-        pairs: of its language, without regard to labels; ONNX must answer the first 200 as torch does.
+        pairs: of its language, without regard to labels; ONNX must answer the first 200 as torch does. Of a pool of several
+            languages those of ``language`` are taken.
         development: labelled English pairs that no stage trained on. Without them float32 is served, at temperature 1.
         test: pairs of the language that it was not adapted on; their labels are read only beside an ``evaluation`` by labels.
         evaluation: what was measured of the model, an ``evaluation`` or an ``estimate``, for the card.
@@ -78,6 +79,8 @@ def export_model(
         DataError: if the evaluation is of another model.
     """
     pool = read_pairs(pairs)
+    if read_manifest(pairs).meta["language"] == SEVERAL:
+        pool = pool.select([number for number, spoken in enumerate(pool["language"]) if spoken == language])
     reference = Reference(_texts(_some(pool, config)), [], None, [], np.empty(0, np.int64))
     if development is not None:
         english = _some(read_pairs(development), config)

@@ -7,9 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from conlst.contract.artifacts import read_manifest
@@ -30,11 +31,18 @@ HISTORY = "history.json"
 KEPT_PAIRS = "source_pairs.parquet"
 
 
-def ingest_pool(config: Config, sources: Mapping[str, Sequence[str]], out: Path) -> str:
+def ingest_pool(
+    config: Config,
+    sources: Mapping[str, Sequence[str]],
+    out: Path,
+    *,
+    collected: Mapping[str, Mapping[str, list[str]]] | None = None,
+) -> str:
     """Read, check and publish the pool of a language, or those of several as one: each is then kept beside it, as ``out-code``.
 
     Args:
-        sources: what :func:`conlst.data.ingestion.ingest` takes, by the code of the language, in the order of the pairs.
+        sources, collected: what :func:`conlst.data.ingestion.ingest` takes, by the code of the language, in the order of the
+            pairs.
 
     Returns:
         What the stages are told as the language of the pool: its code, or ``SEVERAL``.
@@ -44,11 +52,11 @@ def ingest_pool(config: Config, sources: Mapping[str, Sequence[str]], out: Path)
     """
     if len(sources) == 1:
         ((language, files),) = sources.items()
-        ingest(config, "pool", files, language, out)
+        ingest(config, "pool", files, language, out, collected=(collected or {}).get(language))
         return language
     parts = {language: out.with_name(f"{out.name}-{language}") for language in sources}
     for language, files in sources.items():
-        ingest(config, "pool", files, language, parts[language])
+        ingest(config, "pool", files, language, parts[language], collected=(collected or {}).get(language))
     merge_pairs(list(parts.values()), out)
     return SEVERAL
 
@@ -83,20 +91,28 @@ def source_pairs(model: Path, given: Path | None, config: Config) -> Dataset:
     return pairs
 
 
-def translated_view(config: Config, pool: Dataset, language: str) -> Dataset | None:
+def translated_view(config: Config, pool: Dataset) -> Dataset | None:
+    """The pool's pairs translated and back, each in its own language; ``None`` if that is not set or a language has no way."""
+    spoken = np.array(pool["language"])
+    languages = sorted(set(spoken))
     settings = config.selftrain.back_translation
     if settings is None:
-        log.info("%s trains without the back-translation view: selftrain.back_translation is not set", language)
+        log.info("%s trains without the back-translation view: selftrain.back_translation is not set", ", ".join(languages))
         return None
-    pivot = settings.pivots.get(language, "en")
-    if pivot == language:
-        raise ConfigError(f"selftrain.back_translation.pivots sends {language} through itself; name another language")
-    cache = TranslationCache(cache_folder() / "translations.sqlite")
+    pivots = {language: settings.pivots.get(language, "en") for language in languages}
+    if itself := [language for language, pivot in pivots.items() if pivot == language]:
+        raise ConfigError(f"selftrain.back_translation.pivots sends {', '.join(itself)} through itself; name another language")
+    translator, cache = open_backend(settings.backend), TranslationCache(cache_folder() / "translations.sqlite")
+    rows = [np.flatnonzero(spoken == language) for language in languages]
     try:
-        return back_translate(pool, language, pivot, open_backend(settings.backend), cache)
+        views = [
+            back_translate(pool.select(of), language, pivots[language], translator, cache)
+            for language, of in zip(languages, rows, strict=True)
+        ]
     except UnsupportedDirection as error:
-        log.warning("%s trains without the back-translation view: %s", language, error)
+        log.warning("%s trains without the back-translation view: %s", ", ".join(languages), error)
         return None
+    return concatenate_datasets(views).select(np.argsort(np.concatenate(rows)))
 
 
 def tokens_of(pairs: Dataset, model: Model) -> TokenizedPairs:
