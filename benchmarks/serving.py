@@ -3,8 +3,8 @@
     python benchmarks/serving.py --onnx <folder of kind onnx> --model <folder of kind model that it was exported from>
 
 Servers are real processes on ``--threads`` CPUs. The load comes from the others; where there are none, from the same ones, as a
-batch process. Closed loops at several connections, systems taking turns, medians over the repeats; then five times what conlst
-can bear; with ``--soak`` 80 % of what it answers in a minute, for some minutes. Pairs are those shipped with conlst, or of
+batch process. Closed loops at several connections, then five times what conlst can bear, systems taking turns, medians over the
+repeats; with ``--soak`` 80 % of what it answers in a minute, for some minutes. Pairs are those shipped with conlst, or of
 ``--pairs`` (a TSV, may be gzipped).
 """
 
@@ -189,7 +189,8 @@ async def _measure(systems: list[System], limits: list[Limit], pairs: list[Pair]
         "limit_runs": limit_runs,
     }
     by_name = {system.name: system for system in systems}
-    result["overload"] = {name: await _overload(by_name[name], closed, pairs, options) for name in ours}
+    overloads = [{name: await _overload(by_name[name], closed, pairs, options) for name in ours} for _ in range(options.repeat)]
+    result |= {"overload": _median(overloads), "overload_runs": overloads}
     if options.soak:
         result["soak"] = {name: await _soak(by_name[name], closed, pairs, options) for name in ours}
     return result
@@ -250,12 +251,14 @@ async def _closed_once(system: System, pairs: list[Pair], size: int, connections
 
 
 def _median(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the numbers, in dictionaries within too; of the statuses the sum."""
+    """Of the numbers, in dictionaries within too; of the statuses the sum; what must hold, in all of them."""
     found: dict[str, Any] = {}
     for key, value in rows[0].items():
         values = [row.get(key) for row in rows]
         if key == "statuses":
             found[key] = {s: sum(row[key].get(s, 0) for row in rows) for s in sorted({s for row in rows for s in row[key]})}
+        elif isinstance(value, bool):
+            found[key] = all(values)
         elif isinstance(value, dict):
             found[key] = _median([row[key] for row in rows])
         else:

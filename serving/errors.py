@@ -62,6 +62,11 @@ class ApiError(Exception):
         return {"error": error}
 
 
+def closing() -> ApiError:
+    """What is answered to a request that a server which is ending cannot wait for."""
+    return ApiError(503, "not_ready", "the server is ending; send it again to another", headers={"Retry-After": "5"})
+
+
 @dataclass
 class Problems:
     """What is wrong with single pairs or texts of a request, by index: collected if a partial answer will do, else raised."""

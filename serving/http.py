@@ -25,7 +25,7 @@ from serving.answers import Answers, name_of
 from serving.choice import Chooser
 from serving.detection import Detector
 from serving.drift import Drift
-from serving.errors import ApiError, Kind, error_response
+from serving.errors import ApiError, Kind, closing, error_response
 from serving.feedback import Feedback
 from serving.keys import open_keys
 from serving.metrics import CONTENT_TYPE, Metrics
@@ -33,7 +33,7 @@ from serving.middleware import Admission, BodyLimit, Observed
 from serving.models import Catalogue, Refusal, Served
 from serving.openapi import openapi_document
 from serving.page import ui_routes
-from serving.scheduler import Scheduler, closing
+from serving.scheduler import Scheduler
 from serving.schema import Catalogue as CatalogueAnswer
 from serving.schema import Gate, Limits, RefusedModel, ServedModel
 from serving.settings import Settings

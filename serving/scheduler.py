@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import TypeVar
@@ -17,7 +16,8 @@ from conlst.contract.labels import NAMES
 from conlst.runtime.onnx import Predictor
 from conlst.runtime.threads import keep_apart, step_back
 from conlst.runtime.tokens import Encoded, Pair
-from serving.errors import ApiError
+from serving.errors import ApiError, closing
+from serving.lanes import Lanes, encode_at_once
 from serving.rows import Row, Rows
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,6 @@ Logits = NDArray[np.float32]
 
 # how much of what was measured before still counts after a run: the speed is that of the last twenty or so
 _MEMORY = 0.95
-# characters; XLM-R's tokenizer takes 8 ms for as many that it has never seen, 1 ms for most
-_SLICE = 4000
-# characters that are tokenised sooner than a thread wakes up
-_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -118,10 +114,7 @@ class Scheduler:
         self._idle = runs
         self._closed = False
         self._tokens, self._seconds = 0.0, 0.0
-        # A lane for requests of one slice, and one in which longer ones take turns, slice by slice. Our tokenizer is pure Python,
-        # so both together are no faster than one, but the interpreter is handed on between them every 5 ms: a short request never
-        # waits for a long one, and the long ones keep half of the time, where behind all shorter ones they might wait for ever.
-        self._short, self._long = (ThreadPoolExecutor(1, f"conlst-tokenize-{lane}") for lane in ("short", "long"))
+        self._lanes = Lanes()
         self._threads = [
             Thread(target=self._compute, name=f"conlst-compute-{place}", args=(place, runs), daemon=True) for place in range(runs)
         ]
@@ -159,18 +152,15 @@ class Scheduler:
         came = time.monotonic()
         with self._changed:
             self._admit(predictor, 0, deadline)
-        if sum(map(_characters, pairs)) <= _AT_ONCE:
-            encoded, seconds = _encode(predictor, pairs)
-            return Tokenized(encoded, 0.0, seconds)
+        if at_once := encode_at_once(predictor, pairs):
+            return Tokenized(at_once[0], 0.0, at_once[1])
         with self._changed:
             self._encoding += 1
         try:
-            parts, seconds = await _until(deadline, self._in_slices(predictor, pairs))
+            encoded, seconds = await _until(deadline, self._lanes.encode(predictor, pairs))
         finally:
             with self._changed:
                 self._encoding -= 1
-        ids = [row for part in parts for row in part.ids]
-        encoded = Encoded(ids, np.concatenate([part.lengths for part in parts]))
         return Tokenized(encoded, max(0.0, time.monotonic() - came - seconds), seconds)
 
     async def score(self, predictor: Predictor, encoded: Encoded, deadline: float) -> Scored:
@@ -214,23 +204,7 @@ class Scheduler:
                 request.error = closing()
             self._changed.notify_all()
         _answer(left)
-        for lane in (self._short, self._long):
-            lane.shutdown(wait=False, cancel_futures=True)
-
-    async def _in_slices(self, predictor: Predictor, pairs: Sequence[Pair]) -> tuple[list[Encoded], float]:
-        """A request's tokens, and the seconds in which a thread tokenised it."""
-        lane = self._short if sum(map(_characters, pairs)) <= _SLICE else self._long
-        parts, seconds = [], 0.0
-        for part in _slices(pairs):
-            with self._changed:
-                if self._closed:
-                    raise closing()
-                # one at a time, so that the next one comes after those of the others
-                future = lane.submit(_encode, predictor, part)
-            encoded, took = await asyncio.wrap_future(future)
-            parts.append(encoded)
-            seconds += took
-        return parts, seconds
+        self._lanes.close()
 
     def _enter(self, request: _Request) -> None:
         lengths = [len(row) for row in request.ids]
@@ -356,29 +330,6 @@ class Scheduler:
         return [row for row in rows if now < row.owner.deadline]
 
 
-def _characters(pair: Pair) -> int:
-    return sum(map(len, pair))
-
-
-def _slices(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """In order, each of at most ``_SLICE`` characters or of one pair."""
-    slices: list[list[Pair]] = [[]]
-    room = _SLICE
-    for pair in pairs:
-        if slices[-1] and _characters(pair) > room:
-            slices.append([])
-            room = _SLICE
-        slices[-1].append(pair)
-        room -= _characters(pair)
-    return slices
-
-
-def _encode(predictor: Predictor, pairs: Sequence[Pair]) -> tuple[Encoded, float]:
-    """With the seconds that it took."""
-    begin = time.monotonic()
-    return predictor.encode(pairs), time.monotonic() - begin
-
-
 def _logits(predictor: Predictor, ids: list[list[int]]) -> Logits:
     """``[n, 3]``. If the run fails, every row is computed alone; NaN for those that fail again."""
     try:
@@ -421,8 +372,3 @@ async def _until(deadline: float, result: Awaitable[T]) -> T:
 
 def _too_late() -> ApiError:
     return ApiError(504, "deadline", "the deadline passed before the answer was computed; try again, or give it more time")
-
-
-def closing() -> ApiError:
-    """What is answered to a request that a server which is ending cannot wait for."""
-    return ApiError(503, "not_ready", "the server is ending; send it again to another", headers={"Retry-After": "5"})

@@ -465,7 +465,8 @@ def test_long_requests_are_tokenised_in_turns_and_whole(scheduler):
 
 def test_the_time_that_a_request_waits_to_be_tokenised_is_that_of_the_queue(scheduler, monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("serving.scheduler.time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in ("scheduler", "lanes"):
+        monkeypatch.setattr(f"serving.{module}.time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class SlowReader(Reader):
         def encode(self, pairs):
