@@ -15,7 +15,7 @@ def calibrate(
     source: dsl.Input[dsl.Dataset],
     calibrated: dsl.Output[dsl.Model],
 ) -> None:
-    """Calibrate ``model`` on the unlabelled ``pool`` of ``language``."""
+    """Calibrate ``model`` on the unlabelled ``pool`` of ``language``, or of several (``mul``)."""
     from pathlib import Path
 
     from components.record import recorded

@@ -21,8 +21,7 @@ def due(config: str, languages: list, compiled_for: dict) -> list:
     from conlst.contract.errors import ConfigError
     from conlst.contract.logs import set_up_logging
     from conlst.data.ingestion import count_pairs
-    from conlst.platform import collected
-    from conlst.platform.objects import localize
+    from conlst.platform.collected import fetch, is_collected
 
     set_up_logging()
     checked = config_from_json(config)
@@ -33,12 +32,12 @@ def due(config: str, languages: list, compiled_for: dict) -> list:
     chosen = []
     for language in languages:
         sources = checked.data.sources("pool", language)
-        files = [file for source in sources if collected.is_collected(source) for file in collected.new_files(source, language)]
-        if any(not collected.is_collected(source) for source in sources):
+        if not all(map(is_collected, sources)):
             chosen.append(language)
             continue
-        with TemporaryDirectory() as fetched:
-            pairs = count_pairs([Path(localize(file, Path(fetched))) for file in files])
+        with TemporaryDirectory() as folder:
+            files, _ = fetch(sources, language, Path(folder))
+            pairs = count_pairs([Path(file) for file in files])
         logging.getLogger("conlst.due").info("%s: %d new pairs in %d files", language, pairs, len(files))
         if pairs >= checked.collect.min_pairs:
             chosen.append(language)

@@ -56,7 +56,7 @@ def evaluate(
     """Judge a trained model and, with labels, compare it with an earlier evaluation of the same pairs.
 
     Args:
-        stage: ``calibrated`` or ``adapted``, for the record.
+        stage: for the record, ``adapted`` for the last model and ``calibrated`` for one before it.
         development: labelled English pairs, for the estimates.
     """
     import shutil

@@ -16,33 +16,40 @@ def ingest(config: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]
     from tempfile import TemporaryDirectory
 
     from conlst.contract.config import config_from_json
+    from conlst.contract.logs import set_up_logging
     from conlst.data.ingestion import ingest as ingest_pairs
-    from conlst.platform.collected import files_of
-    from conlst.platform.objects import localize
+    from conlst.platform.collected import fetch
 
+    set_up_logging()
     checked = config_from_json(config)
-    files, collected = files_of(checked.data.sources(role, language), language)
-    with TemporaryDirectory() as fetched:
-        sources = [str(localize(file, Path(fetched))) for file in files]
+    with TemporaryDirectory() as folder:
+        sources, collected = fetch(checked.data.sources(role, language), language, Path(folder))
         report = ingest_pairs(checked, role, sources, language, Path(pairs.path), collected=collected)
     pairs.metadata.update(rows=report["rows"], pairs=report["pairs"], bad=report["bad"])
 
 
 @component
-def ingest_pools(config: str, languages: list, pairs: dsl.Output[dsl.Dataset]) -> None:
-    """Publish the pools of several languages as one, for a model that is trained on all of them."""
+def ingest_pools(config: str, languages: list, pairs: dsl.Output[dsl.Dataset]) -> str:
+    """Publish the pools of several languages as one, for a model that is trained on all of them.
+
+    Returns:
+        What the model's language is: that of the pool if it is of one, else ``mul``.
+    """
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
     from conlst.contract.config import config_from_json
-    from conlst.platform.collected import files_of
-    from conlst.platform.objects import localize
-    from conlst.stages.folders import ingest_pool
+    from conlst.contract.logs import set_up_logging
+    from conlst.data.ingestion import ingest_pool
+    from conlst.data.pairs import read_pairs
+    from conlst.platform.collected import fetch
 
+    set_up_logging()
     checked = config_from_json(config)
     sources, collected = {}, {}
-    with TemporaryDirectory() as fetched:
+    with TemporaryDirectory() as folder:
         for language in languages:
-            files, collected[language] = files_of(checked.data.sources("pool", language), language)
-            sources[language] = [str(localize(file, Path(fetched))) for file in files]
-        ingest_pool(checked, sources, Path(pairs.path), collected=collected)
+            sources[language], collected[language] = fetch(checked.data.sources("pool", language), language, Path(folder))
+        spoken = ingest_pool(checked, sources, Path(pairs.path), collected=collected)
+    pairs.metadata.update(pairs=len(read_pairs(Path(pairs.path))), languages=len(languages))
+    return spoken

@@ -15,7 +15,7 @@ def self_train(
     source: dsl.Input[dsl.Dataset],
     adapted: dsl.Output[dsl.Model],
 ) -> None:
-    """Self-train the calibrated ``model`` on the unlabelled ``pool`` of ``language``."""
+    """Self-train ``model``, calibrated or not, on the unlabelled ``pool`` of ``language``, or of several (``mul``)."""
     from pathlib import Path
 
     from components.record import recorded

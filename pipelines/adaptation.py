@@ -19,7 +19,6 @@ from components.self_train import self_train
 from components.source_model import source_model
 from components.summarize import summarize
 from conlst.contract.config import Adapt
-from conlst.data.pairs import SEVERAL
 
 Place = Callable[[dsl.PipelineTask], dsl.PipelineTask]
 Given = Mapping[str, object]
@@ -79,12 +78,15 @@ def _adapt_all(plan: Adapt, place: Placement, config: str, languages: object, st
     if plan.joint:
         # what stands at an address may have changed since, here as in _ingest
         pool = place.serve(ingest_pools(config=config, languages=languages)).set_caching_options(False)
-        models = _train(plan, place, {**run, "language": SEVERAL}, source, pool, english)
-    with dsl.ParallelFor(languages, parallelism=place.at_once) as language:
-        if not plan.joint:
+        models = _train(plan, place, {**run, "language": pool.outputs["Output"]}, source, pool, english)
+        with dsl.ParallelFor(languages, parallelism=place.at_once) as language:
+            decision = _release(place, {**run, "language": language}, source, pool, models, development, store)
+    else:
+        with dsl.ParallelFor(languages, parallelism=place.at_once) as language:
+            here = {**run, "language": language}
             pool = _ingest(place, config, "pool", language)
-            models = _train(plan, place, {**run, "language": language}, source, pool, english)
-        decision = _release(place, {**run, "language": language}, source, pool, models, development, store)
+            models = _train(plan, place, here, source, pool, english)
+            decision = _release(place, here, source, pool, models, development, store)
     return place.serve(summarize(**run, decisions=dsl.Collected(decision.output)))
 
 
@@ -94,7 +96,7 @@ def _train(
     """The stages, each on the model of the one before."""
     models = [source]
     for stage in plan.stages:
-        trained = place.train(_STAGES[stage](**here, model=models[-1].output, pool=pool.output, source=english.output))
+        trained = place.train(_STAGES[stage](**here, model=models[-1].output, pool=pool.outputs["pairs"], source=english.output))
         models.append(trained.set_caching_options(False))
     return models[1:]
 
@@ -114,15 +116,15 @@ def _release(
     zero_shot = place.train(evaluate_zero_shot(**judged, model=source.output))
     before = zero_shot.outputs["evaluation"]
 
-    *calibrated, adapted = models
-    for earlier in calibrated:
-        place.train(evaluate(**judged, before=before, stage="calibrated", model=earlier.output))
+    adapted = models[-1]
+    for calibrated in models[:-1]:
+        place.train(evaluate(**judged, before=before, stage="calibrated", model=calibrated.output))
     evaluated = place.train(evaluate(**judged, before=before, stage="adapted", model=adapted.output))
 
     measured = evaluated.outputs["evaluation"]
-    served = place.serve(export(**judged, model=adapted.output, pairs=pool.output, evaluation=measured))
+    served = place.serve(export(**judged, model=adapted.output, pairs=pool.outputs["pairs"], evaluation=measured))
     released = place.serve(
-        register(**here, store=store, served=served.output, evaluation=measured, zero_shot=before, pool=pool.output)
+        register(**here, store=store, served=served.output, evaluation=measured, zero_shot=before, pool=pool.outputs["pairs"])
     )
     released.set_caching_options(False)
     decision = place.serve(promote(config=here["config"], language=here["language"], version=released.output))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from conlst.bench.matrix import Matrix, Planned, read_matrix
 from conlst.contract.config import load_config, with_settings
@@ -249,3 +250,9 @@ def test_a_split_s_file_is_the_language_s_own_or_the_default() -> None:
     assert files.file("test", "id") == "{data}/lay.tsv"
     with pytest.raises(ConfigError, match=r"splits\.indonesian has no file for sw"):
         files.file("indonesian", "sw")
+
+
+@pytest.mark.parametrize("where", ["settings", "stage0.plain.settings", "systems.conl.settings"])
+def test_what_an_adaptation_consists_of_is_no_setting_of_a_matrix(where: str) -> None:
+    with pytest.raises(ValidationError, match=r"adapt\.joint is for the pipeline; in a matrix the stages and joint of a system"):
+        Matrix.model_validate(changed(where, {"adapt.joint": True}))

@@ -192,6 +192,12 @@ def test_adapt_without_calibration_starts_stage_2_from_the_source_model(user: Pa
     assert verify(Path(alone["model"]), "model").parents["model"] == source["digest"]
 
 
+def test_calibration_alone_is_what_self_training_starts_from(user: Path, source: dict[str, Any], adapted: dict[str, Any]) -> None:
+    alone = adapt(user, source, "calibrated-only", "--set", "adapt.stages=[calibrate]").result
+    assert alone["stages"] == {"calibrate": alone["model"]}
+    assert (Path(alone["model"]) / WEIGHTS).read_bytes() == (Path(adapted["stages"]["calibrate"]) / WEIGHTS).read_bytes()
+
+
 def test_several_languages_train_one_model_that_is_exported_for_each(user: Path, source: dict[str, Any], tmp_path: Path) -> None:
     def joint(*languages: str) -> Ended:
         return conlst(
@@ -204,6 +210,7 @@ def test_several_languages_train_one_model_that_is_exported_for_each(user: Path,
         assert "several languages need a file each" in joint(*languages).complaint
     model = joint("sw", "fr").result
     assert (model["language"], model["languages"]) == ("mul", ["fr", "sw"])
+    assert verify(Path(model["model"])).config["adapt"]["joint"]
     # 45 and 60 pairs
     assert len(read_pairs(user / "models" / "joint.work" / "pool")) == 105
     assert joint("sw", "fr").result == model

@@ -51,6 +51,11 @@ def test_a_language_takes_its_own_files_of_a_pool_of_several(source):
     assert collected.new_files(source, "fr") == []
 
 
+def test_a_language_without_files_in_a_source_writes_nothing_there(source, bucket):
+    collected.take(source, "de", "job-1", collected.new_files(source, "sw"))
+    assert objects.list_objects(f"{bucket}/feedback/taken") == []
+
+
 def test_what_was_taken_can_be_read_by_people(source, bucket):
     collected.take(source, "sw", "job-1", collected.new_files(source, "sw"))
     told = json.loads(objects.read_object(f"{bucket}/feedback/taken/language=sw/job-1.json"))
@@ -61,3 +66,13 @@ def test_what_was_taken_can_be_read_by_people(source, bucket):
 def test_other_addresses_are_refused(source):
     with pytest.raises(ConfigError, match="no address of collected text"):
         collected.new_files(source, "sw")
+
+
+def test_fetched_files_are_told_beside_their_copies(source, tmp_path, caplog):
+    caplog.set_level("INFO")
+    files, found = collected.fetch(["sample:sw", source], "sw", tmp_path)
+    assert files[0] == "sample:sw"
+    assert names(files[1:]) == ["a.parquet", "b.parquet"]
+    assert all(str(tmp_path) in file for file in files[1:])
+    assert list(found) == [source]
+    assert f"sw pairs: {found[source][0]}, here {files[1]}" in caplog.text

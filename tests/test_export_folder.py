@@ -9,6 +9,7 @@ import pytest
 from conlst.contract.artifacts import verify
 from conlst.contract.config import Config, config_from_dict
 from conlst.contract.errors import DataError
+from conlst.data.pairs import merge_pairs, read_pairs
 from conlst.platform import objects, registry
 from conlst.platform.release import release
 from conlst.stages import folders
@@ -96,3 +97,14 @@ def test_a_version_carries_its_precision_and_what_made_it(
     assert given.tags["model_digest"] == verify(work / "model").digest
     assert given.tags["commit"] == "abc"
     assert "image" not in given.tags
+
+
+def test_of_a_pool_of_several_languages_only_that_of_the_export_is_compared_on(
+    config: Config, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders.ingest(config, "pool", [str(write_tsv(tmp_path / "ur.tsv", tiny_pairs(6, 9)))], "ur", tmp_path / "ur")
+    merge_pairs([work / "pool", tmp_path / "ur"], tmp_path / "both")
+    compared = []
+    monkeypatch.setattr(folders.measure, "export_onnx", lambda _model, texts, *_: compared.append(texts))
+    folders.export_model(config, work / "model", tmp_path / "both", tmp_path / "out", language="ur")
+    assert compared == [[(row["premise"], row["hypothesis"]) for row in read_pairs(tmp_path / "ur")]]

@@ -488,6 +488,33 @@ def test_each_language_of_a_pool_is_translated_in_its_own_place(world: World, tm
     assert view["pair_id"][:] == texts
 
 
+def test_pairs_of_a_language_without_a_way_keep_their_texts_beside_those_that_have_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Partial:
+        name, version = "partial", "1"
+
+        def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+            if "el" in (source, target):
+                raise UnsupportedDirection(f"no {source} to {target}")
+            return [f"{text} in {target}" for text in texts]
+
+    monkeypatch.setattr(folders.pairs, "open_backend", lambda _spec: Partial())
+    texts = [f"text {number}" for number in range(4)]
+    columns = {"premise": texts, "hypothesis": texts, "label": [None] * 4, "genre": [""] * 4, "pair_id": texts}
+    config = world.config(selftrain={"back_translation": {"backend": "seq2seq:x"}})
+
+    def view(*languages: str) -> Dataset | None:
+        pool = Dataset(pa.table({**columns, "language": list(languages)}).select(list(FEATURES)).cast(FEATURES.arrow_schema))
+        return folders.pairs.translated_view(config, pool)
+
+    found = view("el", "de", "el", "de")
+    assert found is not None
+    assert found["premise"][:] == ["text 0", "text 1 in en in de", "text 2", "text 3 in en in de"]
+    assert "el trains without the back-translation view: no el" in caplog.text
+    assert view("el", "el", "el", "el") is None
+
+
 def test_genres_filter_the_source_alone(world: World, tmp_path: Path) -> None:
     config = world.config(data={"genres": ["travel"]})
     rows = [{**row, "genre": "travel" if index % 2 else "slate"} for index, row in enumerate(tiny_pairs(20, 9))]
@@ -853,6 +880,14 @@ def test_a_pool_is_one_folder_whether_of_one_language_or_of_several(world: World
     assert folders.ingest_pool(world.config(), files, tmp_path / "both") == SEVERAL
     assert read_pairs(tmp_path / "both")["language"][:] == ["ur"] * 6 + ["sw"] * 6
     assert [verify(tmp_path / f"both-{code}", "pairs").meta["language"] for code in files] == ["ur", "sw"]
+
+
+def test_a_pool_that_cannot_be_used_is_named_by_its_language(world: World, tmp_path: Path) -> None:
+    (tmp_path / "ur.tsv").write_text("premise\thypothesis\n\t\n")
+    files = {"sw": [str(write_tsv(tmp_path / "sw.tsv", tiny_pairs(6, 1)))], "ur": [str(tmp_path / "ur.tsv")]}
+    with pytest.raises(DataError, match="the pool of ur: 1 of 1 rows are bad"):
+        folders.ingest_pool(world.config(), files, tmp_path / "both")
+    assert not (tmp_path / "both").exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -282,6 +282,16 @@ def test_what_was_collected_in_the_parts_is_collected_in_the_whole(tmp_path: Pat
     assert collected_in(tmp_path / "out") == {"collected:a": ["1", "2", "3"], "collected:b": ["4"]}
 
 
+def test_what_the_checks_of_the_parts_said_is_kept(tmp_path: Path) -> None:
+    for language, rows in (("sw", [row(1)]), ("fr", [row(1), row(2, premise="")])):
+        write_pairs(ingest(rows, language=language, max_bad_share=1.0), tmp_path / language)
+    merge_pairs([tmp_path / "sw", tmp_path / "fr"], tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [(part["language"], part["bad"]) for part in report["parts"]] == [("sw", 0), ("fr", 1)]
+    (bad,) = map(json.loads, (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines())
+    assert (bad["part"], bad["number"], bad["reason"]) == (1, 2, "empty premise")
+
+
 def test_a_damaged_part_is_not_merged(tmp_path: Path) -> None:
     parts = [published(tmp_path / "a", row(1)), published(tmp_path / "b", row(2))]
     (parts[1] / "report.json").write_text("{}")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ import yaml
 from kfp import compiler
 
 from components.due import due
+from components.ingest import ingest_pools
 from conlst.contract.config import Adapt, Config, config_from_json, load_config, profile_names
 from conlst.contract.errors import ConfigError
+from conlst.data.pairs import read_pairs
 from pipelines.adaptation import adaptation
 from pipelines.cluster import compile_for_cluster, read_cluster
 from pipelines.local import on_this_machine
@@ -38,6 +41,8 @@ OTHERS = {
     "promote",
     "summarize",
 }
+# what reads the world or changes it
+FRESH = {"due", "ingest", "ingest-pools", "source-model", "calibrate", "self-train", "register", "promote"}
 _SECRET = re.compile("secret|passw|token(?!izers)|credential|access_?key|api_?key", re.IGNORECASE)
 
 
@@ -91,6 +96,24 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     return Compiled(file, load_config("xnli-e5-small"), pipeline, {})
 
 
+def producer(task: dict[str, Any], artifact: str) -> str:
+    """The task that an artifact comes from, in the same loop or outside of it."""
+    given = task["inputs"]["artifacts"][artifact]
+    found = given.get("taskOutputArtifact", {}).get("producerTask")
+    # one from outside is handed in as pipelinechannel--<task>-<output>
+    outside = re.fullmatch(r"pipelinechannel--(.+)-\w+", given.get("componentInputArtifact", ""))
+    return str(found or (outside and outside[1]))
+
+
+def inputs(task: dict[str, Any]) -> list[str]:
+    return [producer(task, name) for name in task.get("inputs", {}).get("artifacts", {})]
+
+
+def role(task: dict[str, Any]) -> str | None:
+    constant = task.get("inputs", {}).get("parameters", {}).get("role", {}).get("runtimeValue", {}).get("constant")
+    return str(constant) if constant else None
+
+
 def strings(value: Any) -> Iterator[str]:
     """Every string in a document, keys included."""
     if isinstance(value, dict):
@@ -112,23 +135,43 @@ def test_the_tasks_are_those_of_the_whole_way(cluster: Compiled, local: Compiled
     assert loop["iteratorPolicy"]["parallelismLimit"] == 4
 
 
-def test_a_joint_pipeline_trains_once_and_releases_each_language(tmp_path: Path) -> None:
-    config = load_config("xnli-e5-small", ("adapt.joint=true", "adapt.stages=[selftrain]"))
+SHAPES = {
+    "joint": ("adapt.joint=true",),
+    "joint, stage 2 alone": ("adapt.joint=true", "adapt.stages=[selftrain]"),
+    "stage 1 alone": ("adapt.stages=[calibrate]",),
+    "stage 2 alone": ("adapt.stages=[selftrain]",),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_shapes_keep_the_same_rules(tmp_path: Path, shape: str) -> None:
+    config = load_config("xnli-e5-small", SHAPES[shape])
     compile_for_cluster(config, tmp_path / "p.yaml", IMAGE)
     compiled = Compiled(tmp_path / "p.yaml", config, *documents(tmp_path / "p.yaml"))
-    once, each = (
-        next(
-            list(c["dag"]["tasks"]) for c in compiled.pipeline["components"].values() if name in c.get("dag", {}).get("tasks", {})
-        )
-        for name in ("self-train", "promote")
-    )
-    assert {"source-model", "ingest-pools", "self-train"} < set(once)
-    assert sorted(each) == ["evaluate", "evaluate-zero-shot", "export", "ingest-3", "promote", "register"]
     tasks = dict(compiled.tasks())
-    assert "calibrate" not in tasks
-    assert tasks["self-train"]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]["producerTask"] == "source-model"
-    assert "accelerator" in compiled.container("self-train")["resources"]
-    assert "enableCache" not in tasks["ingest-pools"]["cachingOptions"]
+    stages = {"calibrate": "calibrate", "selftrain": "self-train"}
+    trained = [stages[stage] for stage in config.adapt.stages]
+    assert set(stages.values()) & set(tasks) == set(trained)
+    # each stage starts from the one before, and the last one is exported
+    for earlier, task in zip(["source-model", *trained], [*trained, "export"], strict=True):
+        assert producer(tasks[task], "model") == earlier
+    assert producer(tasks["register"], "served") == "export"
+    assert ("ingest-pools" in tasks) == config.adapt.joint
+    in_loop = next(
+        set(c["dag"]["tasks"]) for c in compiled.pipeline["components"].values() if "promote" in c.get("dag", {}).get("tasks", {})
+    )
+    assert set(trained).isdisjoint(in_loop) == config.adapt.joint
+
+    (test,) = (name for name, task in tasks.items() if role(task) == "test")
+    readers = {name for name, task in tasks.items() for given in inputs(task) if given == test}
+    assert {re.sub(r"-\d+$", "", name) for name in readers} == {"evaluate-zero-shot", "evaluate", "export"}
+    for name, task in tasks.items():
+        kind = re.sub(r"-\d+$", "", name)
+        assert ("accelerator" in compiled.container(name)["resources"]) == (kind in TRAINING), name
+        assert task["cachingOptions"].get("enableCache", False) == (kind not in FRESH), name
+        assert task["retryPolicy"]["maxRetryCount"] == 2, name
+        assert compiled.pod(name)["securityContext"]["runAsNonRoot"] is True, name
+        assert int(compiled.pod(name)["activeDeadlineSeconds"]) > 0, name
 
 
 @pytest.mark.parametrize("changed", ["adapt.joint=true", "adapt.stages=[selftrain]"])
@@ -137,6 +180,14 @@ def test_a_pipeline_refuses_a_configuration_that_it_was_not_compiled_for(changed
     with pytest.raises(ConfigError, match=r"adapt is .*, but this pipeline was compiled for .*; compile it"):
         due.python_func(load_config("demo", (changed,)).to_json(), ["sw"], compiled_for)
     assert due.python_func(load_config("demo").to_json(), ["sw"], compiled_for) == ["sw"]
+
+
+@pytest.mark.parametrize(("languages", "spoken"), [(["sw"], "sw"), (["sw", "ur"], "mul")])
+def test_a_joint_pool_says_what_its_model_s_language_is(tmp_path: Path, languages: list[str], spoken: str) -> None:
+    pool = SimpleNamespace(path=str(tmp_path / "pool"), metadata={})
+    assert ingest_pools.python_func(load_config("demo").to_json(), languages, pool) == spoken
+    assert pool.metadata == {"pairs": 180 * len(languages), "languages": len(languages)}
+    assert set(read_pairs(tmp_path / "pool")["language"]) == set(languages)
 
 
 def test_every_image_is_named_by_digest(cluster: Compiled) -> None:
@@ -211,8 +262,7 @@ def test_every_task_is_tried_again(cluster: Compiled) -> None:
 
 
 def test_what_reads_the_world_or_changes_it_is_never_cached(cluster: Compiled, local: Compiled) -> None:
-    fresh = {name for name in TRAINING | OTHERS if name.startswith("ingest")}
-    fresh |= {"due", "source-model", "calibrate", "self-train", "register", "promote"}
+    fresh = {name for name in TRAINING | OTHERS if re.sub(r"-\d+$", "", name) in FRESH}
     for compiled in (cluster, local):
         cached = {name for name, task in compiled.tasks() if task["cachingOptions"].get("enableCache")}
         assert cached.isdisjoint(fresh)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from conlst.bench.cell import NAME, cell_path
 from conlst.contract.config import Section
@@ -19,6 +19,15 @@ _DEFAULT = "default"
 
 # what a cell's file can be named after
 Name = Annotated[str, Field(pattern=NAME)]
+
+
+def _not_adapt(settings: dict[str, Any]) -> dict[str, Any]:
+    if found := sorted(key for key in settings if key.partition(".")[0] == "adapt"):
+        raise ValueError(f"{', '.join(found)} is for the pipeline; in a matrix the stages and joint of a system say it")
+    return settings
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(_not_adapt)]
 
 
 class Translate(Section):
@@ -54,7 +63,7 @@ class Stage0(Section):
     """
 
     describes: str
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
     model: str | None = None
     pairs: int | None = Field(None, ge=1)
     translate: Translate | None = None
@@ -81,7 +90,7 @@ class System(Section):
     describes: str
     start: str = "plain"
     stages: tuple[Literal["calibrate", "selftrain", "selflearn"], ...] = ()
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
     joint: bool = False
     teachers: tuple[int, ...] = ()
     only: tuple[str, ...] = ()
@@ -148,7 +157,7 @@ class Matrix(Section):
     """
 
     config: str
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
     source: tuple[str, ...] = Field(min_length=1)
     source_dev: str
     splits: dict[Name, dict[str, str]]

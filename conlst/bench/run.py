@@ -189,7 +189,8 @@ class Bench:
             evaluation={name: value for name, value in evaluation.items() if name != "comparison"},
             comparison=evaluation.get("comparison"),
             stages=[*self._source_report(start), *reports],
-            config=config.to_dict(),
+            # stages and joint are the system's, and told above
+            config={name: section for name, section in config.to_dict().items() if name != "adapt"},
             config_digest=self._identity(planned),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             machine=_machine(config, self.jobs),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from conlst.cli.command import Commands, Result, add_configured, read_config
 from conlst.cli.inputs import local_copies, local_copy, process_rank, work_folder
+from conlst.contract.config import with_settings
 from conlst.contract.errors import ConfigError
 
 
@@ -23,7 +24,7 @@ def add_to(commands: Commands) -> None:
         commands,
         "adapt",
         adapt,
-        "stages 1 and 2: calibrate and self-train on unlabelled pairs of a language; adapt.stages leaves one out",
+        "stages 1 and 2, or those of adapt.stages: calibrate and self-train on unlabelled pairs of a language",
     )
     sub.add_argument("--source-model", required=True, metavar="DIR", help="a model folder, its s3:// address, or 'starter'")
     sub.add_argument(
@@ -43,7 +44,9 @@ def add_to(commands: Commands) -> None:
         help="code of the language, for example sw; several train one model for all of them, and each has one file of --pool",
     )
     sub.add_argument("--source-data", nargs="+", metavar="FILE", help="labelled English pairs; default: those the model carries")
-    sub.add_argument("--out", type=Path, required=True, help="folder of the adapted model; DIR.work keeps that of stage 1")
+    sub.add_argument(
+        "--out", type=Path, required=True, help="folder of the adapted model; if both stages run, DIR.work keeps that of stage 1"
+    )
 
     sub = add_configured(
         commands, "evaluate", evaluate, "accuracy, calibration and confidence bands on labelled pairs", "default"
@@ -79,7 +82,7 @@ def train_source(options: argparse.Namespace) -> Result:
 def adapt(options: argparse.Namespace) -> Result:
     from conlst.stages import folders
 
-    config = read_config(options)
+    config = with_settings(read_config(options), {"adapt.joint": len(options.language) > 1})
     work = work_folder(options.out)
     start = folders.resolve_source_model(local_copy(options.source_model, work), work / "starter")
     pool = work / "pool"
@@ -88,11 +91,13 @@ def adapt(options: argparse.Namespace) -> Result:
     if options.source_data:
         source = work / "source"
         folders.ingest(config, "source", local_copies(options.source_data, work), "en", source)
-    made = {stage: work / stage for stage in config.adapt.stages[:-1]} | {config.adapt.stages[-1]: options.out}
+    stages = {"calibrate": folders.calibrate_model, "selftrain": folders.self_train_model}
+    # the work of the first process, which publishes
+    made = {stage: Path(f"{options.out}.work") / stage for stage in config.adapt.stages[:-1]}
+    made[config.adapt.stages[-1]] = options.out
     model = start
     for stage, out in made.items():
-        train = {"calibrate": folders.calibrate_model, "selftrain": folders.self_train_model}[stage]
-        train(config, model, pool, language, out, source)
+        stages[stage](config, model, pool, language, out, source)
         model = out
     return {"model": str(options.out), "stages": {stage: str(out) for stage, out in made.items()}, **_meta(options.out)}
 

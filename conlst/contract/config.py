@@ -112,7 +112,7 @@ class Adapt(Section):
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> Self:
-        if not self.stages or list(self.stages) != sorted(set(self.stages)):
+        if self.stages not in (("calibrate", "selftrain"), ("calibrate",), ("selftrain",)):
             raise ValueError("stages is [calibrate, selftrain], [selftrain] or [calibrate]")
         return self
 

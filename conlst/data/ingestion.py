@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from conlst.contract.config import Config
-from conlst.data.pairs import write_pairs
+from conlst.contract.errors import DataError
+from conlst.data.pairs import SEVERAL, merge_pairs, write_pairs
 from conlst.data.sources import load_source
 
 
@@ -46,6 +47,39 @@ def ingest(
         ingested = replace(ingested, report={**ingested.report, "collected": dict(collected)})
     write_pairs(ingested, out, config=config.data.model_dump(mode="json"))
     return ingested.report
+
+
+def ingest_pool(
+    config: Config,
+    sources: Mapping[str, Sequence[str]],
+    out: Path,
+    *,
+    collected: Mapping[str, Mapping[str, list[str]]] | None = None,
+) -> str:
+    """Read, check and publish the pool of a language, or those of several as one: each is then kept beside it, as ``out-code``.
+
+    Args:
+        sources, collected: what :func:`ingest` takes, by the code of the language, in the order of the
+            pairs.
+
+    Returns:
+        What the stages are told as the language of the pool: its code, or ``SEVERAL``.
+
+    Raises:
+        DataError: as :func:`conlst.data.sources.load_source`, naming the first language whose sources cannot be used.
+    """
+    if len(sources) == 1:
+        ((language, files),) = sources.items()
+        ingest(config, "pool", files, language, out, collected=(collected or {}).get(language))
+        return language
+    parts = {language: out.with_name(f"{out.name}-{language}") for language in sources}
+    for language, files in sources.items():
+        try:
+            ingest(config, "pool", files, language, parts[language], collected=(collected or {}).get(language))
+        except DataError as error:
+            raise DataError(f"the pool of {language}: {error}") from error
+    merge_pairs(list(parts.values()), out)
+    return SEVERAL
 
 
 def count_pairs(files: Sequence[Path]) -> int:

@@ -130,7 +130,7 @@ def ingest(rows: Iterable[Mapping[str, Any]], *, language: str, max_bad_share: f
 def merge_pairs(parts: Sequence[Path], out: Path) -> None:
     """Publish the pairs of several folders as one, in their order; ids of different languages are told apart by the language.
 
-    What was collected in the parts is collected in the whole.
+    The reports of the parts' checks and what they set aside are kept, and what was collected in them is collected in the whole.
     """
     pairs = [read_pairs(part) for part in parts]
     languages = {language for one in pairs for language in one["language"]}
@@ -141,12 +141,21 @@ def merge_pairs(parts: Sequence[Path], out: Path) -> None:
         ]
         column = table.schema.get_field_index("pair_id")
         table = table.set_column(column, FEATURES.arrow_schema.field("pair_id"), pa.array(ids))
-    report: dict[str, Any] = {"language": languages.pop() if len(languages) == 1 else SEVERAL, "pairs": len(table)}
+    reports = [json.loads((part / "report.json").read_text(encoding="utf-8")) for part in parts]
+    report = {"language": languages.pop() if len(languages) == 1 else SEVERAL, "pairs": len(table), "parts": reports}
+    collected: dict[str, list[str]] = {}
     for part in parts:
         for source, files in collected_in(part).items():
-            report.setdefault("collected", {}).setdefault(source, []).extend(files)
+            collected.setdefault(source, []).extend(files)
+    if collected:
+        report["collected"] = collected
+    quarantine = [
+        {"part": number, **json.loads(line)}
+        for number, part in enumerate(parts)
+        for line in (part / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     parents = {f"part{number}": read_manifest(part).digest for number, part in enumerate(parts)}
-    write_pairs(Ingested(Dataset(table), [], report), out, parents=parents)
+    write_pairs(Ingested(Dataset(table), quarantine, report), out, parents=parents)
 
 
 def require_labels(pairs: Dataset, where: str) -> None:

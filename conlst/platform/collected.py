@@ -1,16 +1,20 @@
 """Text that the endpoint collected, as a pool: what came since the last adaptation.
 
 ``collected:s3://bucket/prefix`` stands for Parquet files ``<prefix>/language=<code>/….parquet``. Which of them an adaptation has
-taken is written once it is registered, as ``<prefix>/taken/language=<code>/<job>.json``: a run that fails takes nothing, and the
-next one finds the same text again.
+taken is written once it is registered, as ``<prefix>/taken/language=<code>/<job>.json``: a language that fails takes nothing,
+and the next run finds the same text again.
 """
 
 import json
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from conlst.contract.config import COLLECTED
 from conlst.contract.errors import ConfigError
 from conlst.platform import objects
+
+log = logging.getLogger(__name__)
 
 
 def is_collected(source: str) -> bool:
@@ -45,6 +49,20 @@ def files_of(sources: Sequence[str], language: str) -> tuple[list[str], dict[str
     return [file for source in sources for file in collected.get(source, [source])], collected
 
 
+def fetch(sources: Sequence[str], language: str, folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """The files of :func:`files_of` on this machine, below ``folder`` if they had to be fetched, and those of collected text.
+
+    Raises:
+        ConfigError, BackendError: as :func:`new_files`, and as :func:`conlst.platform.objects.localize`.
+    """
+    files, collected = files_of(sources, language)
+    local = {file: str(objects.localize(file, folder)) for file in files}
+    for file, copy in local.items():
+        # errors name the copy
+        log.info("%s pairs: %s%s", language, file, "" if copy == file else f", here {copy}")
+    return [local[file] for file in files], collected
+
+
 def take(source: str, language: str, job: str, files: Sequence[str]) -> None:
     """Note that the run ``job`` has made a version of those files that are of the language; again does no harm.
 
@@ -53,7 +71,8 @@ def take(source: str, language: str, job: str, files: Sequence[str]) -> None:
     """
     prefix = _prefix(source)
     own = sorted(file for file in files if file.startswith(f"{prefix}/language={language}/"))
-    objects.put_new(json.dumps(own).encode(), f"{prefix}/taken/language={language}/{job}.json")
+    if own:
+        objects.put_new(json.dumps(own).encode(), f"{prefix}/taken/language={language}/{job}.json")
 
 
 def _prefix(source: str) -> str:

@@ -4,11 +4,11 @@ Every function leaves either a complete folder or none, and may be called again 
 checkpoint, kept beside the output: a retry that sees the same folder goes on, one in a new pod begins its stage again.
 """
 
-from conlst.data.ingestion import ingest
+from conlst.data.ingestion import ingest, ingest_pool
 from conlst.stages.folders.adapt import calibrate_model, self_learn_model, self_train_model
 from conlst.stages.folders.estimate import estimate_model
 from conlst.stages.folders.measure import evaluate_model, export_model, predict_pairs
-from conlst.stages.folders.pairs import ingest_pool, read_history, source_pairs, translate_training_pairs
+from conlst.stages.folders.pairs import read_history, source_pairs, translate_training_pairs
 from conlst.stages.folders.source import STARTER, TRAIN, provide_source_model, resolve_source_model, train_source_model
 
 __all__ = [

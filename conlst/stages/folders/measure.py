@@ -47,7 +47,8 @@ def evaluate_model(
         parents=parents,
         fingerprint=fingerprint(tested),
         before=before,
-        trace=_trace(model),
+        # the pool of several languages says nothing of one
+        trace=_trace(model) if adapted_to == [language] else None,
     )
 
 

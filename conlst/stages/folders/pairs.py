@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from conlst.contract.cache import cache_folder
 from conlst.contract.config import Config
 from conlst.contract.errors import ConfigError, UnsupportedDirection
 from conlst.data.backtranslation import TranslationCache, back_translate, open_backend
-from conlst.data.ingestion import ingest
-from conlst.data.pairs import SEVERAL, Ingested, merge_pairs, read_pairs, require_labels, text_hash, write_pairs
+from conlst.data.pairs import Ingested, read_pairs, require_labels, text_hash, write_pairs
 from conlst.data.sources import load_source
 from conlst.data.tokens import TokenizedPairs, tokenize
 from conlst.data.translated import translate_pairs
@@ -29,36 +28,6 @@ log = logging.getLogger(__name__)
 
 HISTORY = "history.json"
 KEPT_PAIRS = "source_pairs.parquet"
-
-
-def ingest_pool(
-    config: Config,
-    sources: Mapping[str, Sequence[str]],
-    out: Path,
-    *,
-    collected: Mapping[str, Mapping[str, list[str]]] | None = None,
-) -> str:
-    """Read, check and publish the pool of a language, or those of several as one: each is then kept beside it, as ``out-code``.
-
-    Args:
-        sources, collected: what :func:`conlst.data.ingestion.ingest` takes, by the code of the language, in the order of the
-            pairs.
-
-    Returns:
-        What the stages are told as the language of the pool: its code, or ``SEVERAL``.
-
-    Raises:
-        DataError: as :func:`conlst.data.sources.load_source`, for the first language whose sources cannot be used.
-    """
-    if len(sources) == 1:
-        ((language, files),) = sources.items()
-        ingest(config, "pool", files, language, out, collected=(collected or {}).get(language))
-        return language
-    parts = {language: out.with_name(f"{out.name}-{language}") for language in sources}
-    for language, files in sources.items():
-        ingest(config, "pool", files, language, parts[language], collected=(collected or {}).get(language))
-    merge_pairs(list(parts.values()), out)
-    return SEVERAL
 
 
 def translate_training_pairs(pairs: Path, backend: str, path: Sequence[str], out: Path) -> None:
@@ -92,27 +61,31 @@ def source_pairs(model: Path, given: Path | None, config: Config) -> Dataset:
 
 
 def translated_view(config: Config, pool: Dataset) -> Dataset | None:
-    """The pool's pairs translated and back, each in its own language; ``None`` if that is not set or a language has no way."""
-    spoken = np.array(pool["language"])
-    languages = sorted(set(spoken))
+    """The pool's pairs translated and back, each in its own language.
+
+    Pairs of a language that the backend does not translate keep their texts; ``None`` if that is so for all, or nothing is set.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, language in enumerate(pool["language"]):
+        rows.setdefault(language, []).append(row)
     settings = config.selftrain.back_translation
     if settings is None:
-        log.info("%s trains without the back-translation view: selftrain.back_translation is not set", ", ".join(languages))
+        log.info("%s trains without the back-translation view: selftrain.back_translation is not set", ", ".join(rows))
         return None
-    pivots = {language: settings.pivots.get(language, "en") for language in languages}
+    pivots = {language: settings.pivots.get(language, "en") for language in rows}
     if itself := [language for language, pivot in pivots.items() if pivot == language]:
         raise ConfigError(f"selftrain.back_translation.pivots sends {', '.join(itself)} through itself; name another language")
     translator, cache = open_backend(settings.backend), TranslationCache(cache_folder() / "translations.sqlite")
-    rows = [np.flatnonzero(spoken == language) for language in languages]
-    try:
-        views = [
-            back_translate(pool.select(of), language, pivots[language], translator, cache)
-            for language, of in zip(languages, rows, strict=True)
-        ]
-    except UnsupportedDirection as error:
-        log.warning("%s trains without the back-translation view: %s", ", ".join(languages), error)
-        return None
-    return concatenate_datasets(views).select(np.argsort(np.concatenate(rows)))
+    views, translated = [], False
+    for language, pivot in pivots.items():
+        view = pool.select(rows[language])
+        try:
+            view, translated = back_translate(view, language, pivot, translator, cache), True
+        except UnsupportedDirection as error:
+            log.warning("%s trains without the back-translation view: %s", language, error)
+        views.append(view)
+    order = np.argsort(np.concatenate(list(rows.values())))
+    return concatenate_datasets(views).select(order) if translated else None
 
 
 def tokens_of(pairs: Dataset, model: Model) -> TokenizedPairs:
