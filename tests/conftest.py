@@ -4,13 +4,18 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from pipelines.local_services import S3Service
 from services import environment, pretended_s3, real_mlflow, real_s3
+
+if TYPE_CHECKING:
+    from world import World
 
 # the deadline of one example measures the machine
 settings.register_profile("conlst", deadline=None)
@@ -80,3 +85,31 @@ def bucket() -> Iterator[str]:
     """``s3://…`` of a pretended bucket: fast, but accepts what a real server would refuse."""
     with pretended_s3() as uri:
         yield uri
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """What the tests of the stages' folders share; none of them changes what is in it."""
+    from world import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def calibrated(world: "World") -> Path:
+    """The source model after stage 1."""
+    from conlst.stages import folders
+
+    out = world.folder / "calibrated"
+    folders.calibrate_model(world.config(evaluate={"probes": 2}), world.model, world.pairs("pool"), "sw", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def adapted(world: "World", calibrated: Path) -> Path:
+    """And after stage 2."""
+    from conlst.stages import folders
+
+    out = world.folder / "adapted"
+    folders.self_train_model(world.config(), calibrated, world.pairs("pool"), "sw", out)
+    return out
