@@ -40,9 +40,9 @@ class Cluster(Section):
     """What tasks ask of the cluster.
 
     Attributes:
-        gpu, gpus: resource name and count of a training task.
-        gpu_tolerations, gpu_node_selector: so that training tasks land on GPU nodes.
-        shm: size of /dev/shm of a training task; the 64 MB of a container kill data loading with a bus error.
+        gpu, gpus: resource name and count of a task that trains or evaluates a model; with 0 it runs on any node, on its CPUs.
+        gpu_tolerations, gpu_node_selector: so that these tasks land on GPU nodes.
+        shm: size of their /dev/shm; the 64 MB of a container kill data loading with a bus error.
         train, serve: of the tasks that want a GPU, and of the others.
         at_once: languages adapted at the same time.
         hours: after which a task is killed.
@@ -55,7 +55,7 @@ class Cluster(Section):
     """
 
     gpu: str = "nvidia.com/gpu"
-    gpus: int = Field(1, ge=1)
+    gpus: int = Field(1, ge=0)
     gpu_tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu"),)
     gpu_node_selector: dict[str, str] = Field(default_factory=dict)
     shm: str = "2Gi"
@@ -98,8 +98,18 @@ def check_image(image: str) -> None:
         raise ConfigError(f"--image {image!r} must name a digest: registry/name@sha256:<64 hex digits>")
 
 
+def check_device(config: Config, cluster: Cluster) -> None:
+    """Refuse a configuration that would only fail in its first pod.
+
+    Raises:
+        ConfigError: if it wants a GPU and the cluster has none.
+    """
+    if config.compute.device == "cuda" and not cluster.gpus:
+        raise ConfigError(f"{config.name} has compute.device cuda, but the cluster has gpus: 0; set one of them otherwise")
+
+
 def on_cluster(image: str, cluster: Cluster) -> Placement:
-    """Training on GPU nodes, the rest on any; every task from one image named by digest.
+    """Training on GPU nodes if there are any, the rest on any; every task from one image named by digest.
 
     Raises:
         ConfigError: if the image has no digest.
@@ -123,11 +133,13 @@ def on_cluster(image: str, cluster: Cluster) -> Placement:
         return task
 
     def train(task: dsl.PipelineTask) -> dsl.PipelineTask:
-        pod(task, cluster.train).set_accelerator_type(cluster.gpu).set_accelerator_limit(cluster.gpus)
-        for taint in cluster.gpu_tolerations:
-            kubernetes.add_toleration(task, key=taint.key, operator=taint.operator, value=taint.value, effect=taint.effect)
-        for key, value in cluster.gpu_node_selector.items():
-            kubernetes.add_node_selector(task, key, value)
+        pod(task, cluster.train)
+        if cluster.gpus:
+            task.set_accelerator_type(cluster.gpu).set_accelerator_limit(cluster.gpus)
+            for taint in cluster.gpu_tolerations:
+                kubernetes.add_toleration(task, key=taint.key, operator=taint.operator, value=taint.value, effect=taint.effect)
+            for key, value in cluster.gpu_node_selector.items():
+                kubernetes.add_node_selector(task, key, value)
         return kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=cluster.shm)
 
     return Placement(train, lambda task: pod(task, cluster.serve), at_once=cluster.at_once)
@@ -167,9 +179,15 @@ def environment(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def compile_for_cluster(config: Config, out: Path, image: str, cluster: Cluster | None = None) -> None:
-    """Write the pipeline as YAML: the KFP specification, then the Kubernetes settings as a second document."""
+    """Write the pipeline as YAML: the KFP specification, then the Kubernetes settings as a second document.
+
+    Raises:
+        ConfigError: if the configuration names no languages or wants a GPU where there is none, or the image has no digest.
+    """
+    cluster = cluster or Cluster()
     if not config.languages:
         raise ConfigError(f"{config.name} names no languages; set languages in the configuration")
+    check_device(config, cluster)
     arguments = {"config": config.to_json(), "languages": list(config.languages)}
-    placed = adaptation(config.adapt, on_cluster(image, cluster or Cluster()))
+    placed = adaptation(config.adapt, on_cluster(image, cluster))
     compiler.Compiler().compile(placed, str(out), pipeline_parameters=arguments)

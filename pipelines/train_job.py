@@ -9,7 +9,7 @@ from typing import Any
 
 from conlst.contract.config import Config
 from conlst.contract.errors import ConfigError
-from pipelines.cluster import USER, Cluster, check_image, environment
+from pipelines.cluster import USER, Cluster, check_device, check_image, environment
 
 RUNTIME = "torch-distributed"
 # names in that runtime: the replicated job, and the container in it
@@ -35,15 +35,16 @@ def train_job(
 
     Args:
         config: goes along as JSON, as it does with the pipeline.
-        nodes: pods of ``cluster.gpus`` GPUs each; a process a GPU.
+        nodes: pods of ``cluster.gpus`` GPUs each; a process a GPU, or one a pod where there are none.
         store: s3://bucket/prefix that the model is published to.
         data: s3:// addresses of labelled English pairs.
         service_account: that the pods run as; by default the one that runs of the pipeline have, and its rights in S3.
 
     Raises:
-        ConfigError: if the image has no digest, or a pod could not read ``data``.
+        ConfigError: if the image has no digest, a pod could not read ``data``, or the configuration wants a GPU and there is none.
     """
     check_image(image)
+    check_device(config, cluster)
     for place in (*data, *([dev] if dev else [])):
         if "://" not in place:
             raise ConfigError(
@@ -55,8 +56,10 @@ def train_job(
     arguments += ["--out", f"{_SCRATCH}/source", "--store", store]
     resources = {
         "requests": {"cpu": cluster.train.cpu_request, "memory": cluster.train.memory_request},
-        "limits": {"cpu": cluster.train.cpu_limit, "memory": cluster.train.memory_limit, cluster.gpu: str(cluster.gpus)},
+        "limits": {"cpu": cluster.train.cpu_limit, "memory": cluster.train.memory_limit},
     }
+    if cluster.gpus:
+        resources["limits"][cluster.gpu] = str(cluster.gpus)
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
@@ -69,7 +72,7 @@ def train_job(
                 "command": ["torchrun"],
                 "args": arguments,
                 "numNodes": nodes,
-                "numProcPerNode": cluster.gpus,
+                "numProcPerNode": cluster.gpus or 1,
                 "resourcesPerNode": resources,
                 "env": environment(cluster),
             },
@@ -90,7 +93,7 @@ def _patch(cluster: Cluster, service_account: str) -> Mapping[str, Any]:
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "tolerations": [taint.model_dump(exclude_none=True) for taint in cluster.gpu_tolerations],
+        "tolerations": [taint.model_dump(exclude_none=True) for taint in cluster.gpu_tolerations if cluster.gpus],
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm}},
             {"name": "scratch", "emptyDir": {}},
@@ -103,7 +106,7 @@ def _patch(cluster: Cluster, service_account: str) -> Mapping[str, Any]:
             }
         ],
     }
-    if cluster.gpu_node_selector:
+    if cluster.gpus and cluster.gpu_node_selector:
         pod["nodeSelector"] = dict(cluster.gpu_node_selector)
     if cluster.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": cluster.image_pull_secret}]

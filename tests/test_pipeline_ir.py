@@ -21,7 +21,7 @@ from conlst.contract.config import Adapt, Config, config_from_json, load_config,
 from conlst.contract.errors import ConfigError
 from conlst.data.pairs import read_pairs
 from pipelines.adaptation import adaptation
-from pipelines.cluster import compile_for_cluster, read_cluster
+from pipelines.cluster import Cluster, compile_for_cluster, read_cluster
 from pipelines.local import on_this_machine
 
 pytestmark = pytest.mark.usefixtures("quick_kfp")
@@ -383,7 +383,20 @@ def test_a_cluster_has_its_own_settings(tmp_path: Path) -> None:
     assert compiled.loop()["iteratorPolicy"]["parallelismLimit"] == 2
 
 
-@pytest.mark.parametrize(("text", "told"), [("gpus: 0", "gpus: "), ("gpu_count: 1", "gpu_count: "), ("[", "as YAML")])
+def test_without_gpus_every_task_runs_on_any_node(tmp_path: Path) -> None:
+    config, cluster = load_config("xnli-e5-small"), Cluster(gpus=0, gpu_node_selector={"pool": "training"})
+    compile_for_cluster(config, tmp_path / "p.yaml", IMAGE, cluster)
+    compiled = Compiled(tmp_path / "p.yaml", config, *documents(tmp_path / "p.yaml"))
+    for task in TRAINING:
+        assert "accelerator" not in compiled.container(task)["resources"], task
+        assert not {"tolerations", "nodeSelector"} & compiled.pod(task).keys(), task
+        assert compiled.container(task)["resources"]["resourceMemoryLimit"] == "32Gi", task
+    with pytest.raises(ConfigError, match=r"xnli-mbert has compute\.device cuda, but the cluster has gpus: 0"):
+        compile_for_cluster(load_config("xnli-mbert"), tmp_path / "other.yaml", IMAGE, cluster)
+    assert not (tmp_path / "other.yaml").exists()
+
+
+@pytest.mark.parametrize(("text", "told"), [("gpus: -1", "gpus: "), ("gpu_count: 1", "gpu_count: "), ("[", "as YAML")])
 def test_wrong_cluster_settings_are_named(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "cluster.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):

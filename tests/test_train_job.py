@@ -68,6 +68,20 @@ def test_keys_come_by_reference_only() -> None:
     assert all(entry.keys() == {"name", "valueFrom"} for entry in environment)
 
 
+def test_without_gpus_every_node_has_a_process() -> None:
+    config, cluster = load_config("xnli-e5-small"), Cluster(gpus=0, gpu_node_selector={"pool": "training"})
+    given = {"nodes": 2, "store": "s3://b/models", "data": ["s3://b/en.tsv"], "dev": None}
+    job = dict(train_job("source", config, IMAGE, cluster, **given))
+    assert job["spec"]["trainer"]["numProcPerNode"] == 1
+    assert job["spec"]["trainer"]["resourcesPerNode"]["limits"].keys() == {"cpu", "memory"}
+    pod = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    pod = pod["template"]["spec"]["template"]["spec"]
+    assert not pod["tolerations"]
+    assert "nodeSelector" not in pod
+    with pytest.raises(ConfigError, match=r"xnli-mbert has compute\.device cuda, but the cluster has gpus: 0"):
+        train_job("source", load_config("xnli-mbert"), IMAGE, cluster, **given)
+
+
 def test_what_pods_cannot_read_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"en\.tsv is a file of this machine"):
         made(data=["en.tsv"])

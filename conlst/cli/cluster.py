@@ -99,7 +99,7 @@ def train_job(options: argparse.Namespace) -> Result:
         service_account=options.service_account,
     )
     options.out.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
-    return {"train_job": str(options.out), "nodes": options.nodes, "processes": options.nodes * cluster.gpus}
+    return {"train_job": str(options.out), "nodes": options.nodes, "processes": options.nodes * (cluster.gpus or 1)}
 
 
 def submit(options: argparse.Namespace) -> Result:
