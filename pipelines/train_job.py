@@ -41,7 +41,7 @@ def train_job(
         service_account: that the pods run as; by default the one that runs of the pipeline have, and its rights in S3.
 
     Raises:
-        ConfigError: if the image has no digest, a pod could not read ``data``, or the configuration wants a GPU and there is none.
+        ConfigError: if the image has no digest, a pod could not read ``data``, or a GPU is wanted where there is none.
     """
     check_image(image)
     check_device(config, cluster)
