@@ -192,6 +192,16 @@ def test_adapt_without_calibration_starts_stage_2_from_the_source_model(user: Pa
     assert verify(Path(alone["model"]), "model").parents["model"] == source["digest"]
 
 
+def test_under_a_launcher_adapt_trains_one_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = ["--config", "demo", "--source-model", "starter", "--pool", "sample:sw", "--language", "sw"]
+    assert main(["adapt", *given, "--out", str(tmp_path / "out")]) != 0
+    assert "under a launcher a command trains one stage" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_calibration_alone_is_what_self_training_starts_from(user: Path, source: dict[str, Any], adapted: dict[str, Any]) -> None:
     alone = adapt(user, source, "calibrated-only", "--set", "adapt.stages=[calibrate]").result
     assert alone["stages"] == {"calibrate": alone["model"]}

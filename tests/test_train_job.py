@@ -14,7 +14,6 @@ from conlst.contract.artifacts import verify
 from conlst.contract.config import config_from_dict, load_config, with_settings
 from conlst.contract.errors import ConfigError
 from conlst.platform import objects
-from conlst.stages import folders
 from pipelines.cluster import Cluster
 from pipelines.local_services import S3Service
 from pipelines.train_job import train_job
@@ -125,21 +124,3 @@ def test_its_command_trains_one_model_in_two_processes_and_publishes_it(tmp_path
     (model,) = [line for line in told if "address" in line]
     folder = Path(objects.localize(model["address"], tmp_path / "fetched"))
     assert verify(folder, "model").digest == model["digest"]
-
-
-@pytest.mark.slow
-def test_processes_of_a_launcher_go_through_both_stages_with_one_model(tmp_path: Path) -> None:
-    config = config_from_dict(tiny_config(tiny_backbone(tmp_path / "backbone")))
-    (tmp_path / "tiny.yaml").write_text(config.to_json())  # JSON is YAML
-    english, pool = (write_tsv(tmp_path / f"{name}.tsv", tiny_pairs(60, seed)) for name, seed in (("en", 1), ("sw", 2)))
-    folders.ingest(config, "source", [str(english)], "en", tmp_path / "english")
-    folders.train_source_model(config, tmp_path / "english", tmp_path / "source")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "conlst.cli"]
-    command += ["adapt", "--config", str(tmp_path / "tiny.yaml"), "--source-model", str(tmp_path / "source")]
-    command += ["--pool", str(pool), "--language", "sw", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-
-    assert done.returncode == 0, done.stderr[-4000:]
-    # both print to one stream, so what they say may be mixed; the folders tell
-    calibrated = verify(tmp_path / "out.work" / "calibrate", "model")
-    assert verify(tmp_path / "out", "model").parents["model"] == calibrated.digest

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conlst.cli.command import Commands, Result, add_configured, read_config
-from conlst.cli.inputs import local_copies, local_copy, process_rank, work_folder
+from conlst.cli.inputs import local_copies, local_copy, process_count, process_rank, work_folder
 from conlst.contract.config import with_settings
 from conlst.contract.errors import ConfigError
 
@@ -83,6 +83,12 @@ def adapt(options: argparse.Namespace) -> Result:
     from conlst.stages import folders
 
     config = with_settings(read_config(options), {"adapt.joint": len(options.language) > 1})
+    if process_count() > 1 and len(config.adapt.stages) > 1:
+        # each process would look for stage 1 in a work folder of its own
+        raise ConfigError(
+            "under a launcher a command trains one stage: --set adapt.stages=[calibrate] first, then adapt.stages=[selftrain] "
+            "with its model as --source-model; or let compute.processes start the processes"
+        )
     work = work_folder(options.out)
     start = folders.resolve_source_model(local_copy(options.source_model, work), work / "starter")
     pool = work / "pool"
@@ -92,8 +98,7 @@ def adapt(options: argparse.Namespace) -> Result:
         source = work / "source"
         folders.ingest(config, "source", local_copies(options.source_data, work), "en", source)
     stages = {"calibrate": folders.calibrate_model, "selftrain": folders.self_train_model}
-    # the work of the first process, which publishes
-    made = {stage: Path(f"{options.out}.work") / stage for stage in config.adapt.stages[:-1]}
+    made = {stage: work / stage for stage in config.adapt.stages[:-1]}
     made[config.adapt.stages[-1]] = options.out
     model = start
     for stage, out in made.items():

@@ -20,6 +20,11 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def process_count() -> int:
+    """How many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def local_copies(sources: Sequence[str], work: Path) -> list[str]:
     """Every source by :func:`local_copy`, in their order."""
     return [local_copy(source, work) for source in sources]
