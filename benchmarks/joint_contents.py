@@ -10,7 +10,6 @@ common. It is measured on XNLI test (inductive). An analysis, not a system: whic
 import argparse
 import json
 import random
-import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -58,7 +57,6 @@ def main() -> None:
         rows[name] = {}
         for language in options.languages:
             out = options.work / f"{name}-{language}"
-            shutil.rmtree(out, ignore_errors=True)
             evaluation = folders.evaluate_model(config, model, tested[language], language, out, before[language])
             rows[name][language] = {key: evaluation["comparison"][key] for key in ("n", "accuracy_gain", "mcnemar")}
     mean = {name: statistics.mean(row["accuracy_gain"] for row in found.values()) for name, found in rows.items()}

@@ -251,7 +251,7 @@ async def _closed_once(system: System, pairs: list[Pair], size: int, connections
 
 
 def _median(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the numbers, in dictionaries within too; of the statuses the sum; what must hold, in all of them."""
+    """Of the numbers, in dictionaries within too, none if a row has none; of statuses the sum; what must hold, in all of them."""
     found: dict[str, Any] = {}
     for key, value in rows[0].items():
         values = [row.get(key) for row in rows]
@@ -262,7 +262,8 @@ def _median(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif isinstance(value, dict):
             found[key] = _median([row[key] for row in rows])
         else:
-            found[key] = statistics.median(v for v in values if v is not None) if any(v is not None for v in values) else None
+            # a run that never recovered must not vanish among those that did
+            found[key] = None if None in values else statistics.median(values)
     return found
 
 

@@ -38,10 +38,10 @@ def ingest_pools(config: str, languages: list, pairs: dsl.Output[dsl.Dataset]) -
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
+    from conlst.contract.artifacts import read_manifest
     from conlst.contract.config import config_from_json
     from conlst.contract.logs import set_up_logging
     from conlst.data.ingestion import ingest_pool
-    from conlst.data.pairs import read_pairs
     from conlst.platform.collected import fetch
 
     set_up_logging()
@@ -51,5 +51,5 @@ def ingest_pools(config: str, languages: list, pairs: dsl.Output[dsl.Dataset]) -
         for language in languages:
             sources[language], collected[language] = fetch(checked.data.sources("pool", language), language, Path(folder))
         spoken = ingest_pool(checked, sources, Path(pairs.path), collected=collected)
-    pairs.metadata.update(pairs=len(read_pairs(Path(pairs.path))), languages=len(languages))
+    pairs.metadata.update(pairs=read_manifest(Path(pairs.path)).meta["pairs"], languages=len(languages))
     return spoken

@@ -144,8 +144,8 @@ def merge_pairs(parts: Sequence[Path], out: Path) -> None:
     reports = [json.loads((part / "report.json").read_text(encoding="utf-8")) for part in parts]
     report = {"language": languages.pop() if len(languages) == 1 else SEVERAL, "pairs": len(table), "parts": reports}
     collected: dict[str, list[str]] = {}
-    for part in parts:
-        for source, files in collected_in(part).items():
+    for part in reports:
+        for source, files in part.get("collected", {}).items():
             collected.setdefault(source, []).extend(files)
     if collected:
         report["collected"] = collected
