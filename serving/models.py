@@ -38,6 +38,7 @@ class Source:
         place: a folder, or an address that :mod:`conlst.platform.objects` fetches.
         digest: what it must have, if that is known.
         gate: how the registry's gate decided, ``{"promote", "reasons", "decided_at"}``; ``None`` for a model without a decision.
+            When it did is an ISO date, ``None`` if it is not recorded as one.
     """
 
     language: str
@@ -174,7 +175,15 @@ def _gate(champion: "Version") -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError):
         # its alias was set by hand, or the tag was: either way no gate of ours decided
         return None
-    return told | {"decided_at": champion.tags.get("decided_at")}
+    return told | {"decided_at": _iso(champion.tags.get("decided_at"))}
+
+
+def _iso(date: str | None) -> str | None:
+    """A date in the one form that browsers read too, ``None`` for what is none: a tag may hold anything."""
+    try:
+        return None if date is None else datetime.fromisoformat(date).isoformat()
+    except ValueError:
+        return None
 
 
 def open_model(source: Source, settings: Settings, tables: Tables) -> Served:
@@ -312,14 +321,14 @@ class Catalogue:
         self.forgive(language)
 
     def refuse(self, language: str, refusal: Refusal) -> None:
-        """Note why a language's champion is not served. One that was refused before is so since then."""
+        """Note why a language's champion is not served. One that was refused before is so since then; a new reason is logged."""
         with self._changing:
             before = self._refusals.get(language)
-            if before is None or (before.version, before.digest) != (refusal.version, refusal.digest):
+            if before is not None and (before.version, before.digest) == (refusal.version, refusal.digest):
+                refusal = replace(refusal, since=before.since)
+            if refusal != before:
                 named = "its model" if refusal.version is None else f"version {refusal.version}"
                 log.error("%s: %s is refused: %s", language, named, refusal.reason)
-            else:
-                refusal = replace(refusal, since=before.since)
             self._refusals = {**self._refusals, language: refusal}
 
     def _refuse(self, source: Source, reason: str, *, passing: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Files of pairs: read a line at a time, answered by an endpoint, written so that an interruption loses nothing."""
 
+import errno
 import fcntl
 import gzip
 import io
@@ -327,7 +328,74 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     assert answer(file, out)["pairs"] == 50
 
 
-@pytest.mark.parametrize(("suffix", "damage"), [("tsv", b"1\t2\n"), ("tsv", b"\xff\n"), ("jsonl", b"{\n"), ("jsonl", b"3\n")])
+class FullOnce(io.FileIO):
+    """A disk without room for one write, after some that had it."""
+
+    room = 0
+
+    def write(self, block: Any) -> int:
+        self.room -= 1
+        if self.room == -1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(block)
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
+@pytest.mark.parametrize("whole_writes", range(5))
+def test_a_write_that_failed_once_leaves_every_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_writes: int, suffix: str
+) -> None:
+    file, out, whole = tsv(tmp_path / "pairs.tsv"), tmp_path / f"out.{suffix}", tmp_path / f"whole.{suffix}"
+    answer(file, whole)
+
+    as_ever = Path.open
+
+    def opened(path: Path, *how: Any) -> Any:
+        if path.suffix != ".part":
+            return as_ever(path, *how)
+        raw = FullOnce(path, "a+")
+        raw.room = whole_writes
+        return io.BufferedRandom(raw)
+
+    monkeypatch.setattr("conlst.client.bulk._ROWS_AT_ONCE", 10)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", opened)
+        with pytest.raises(BackendError, match="No space left"):
+            answer(file, out)
+    (part,) = parts(tmp_path)
+    left = part.read_bytes()
+    assert whole.read_bytes().startswith(left)
+    assert answer(file, out)["resumed"] == max(0, left.count(b"\n") - (suffix == "tsv"))
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
+@pytest.mark.parametrize("again", [1, 4])
+def test_rows_that_are_there_twice_are_not_gone_on_from(tmp_path: Path, suffix: str, again: int) -> None:
+    file, out = tsv(tmp_path / "pairs.tsv"), tmp_path / f"out.{suffix}"
+    with pytest.raises(Unauthorized):
+        answer(file, out, Endpoint(rules=[*[None] * 6, error(401, "unauthorized")]))
+    (part,) = parts(tmp_path)
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join([*lines, *lines[-again:]]))
+    kept = len(lines) - (suffix == "tsv")
+    first, last = len(lines) - again + (suffix == "jsonl"), len(lines) + (suffix == "jsonl")
+    with pytest.raises(ConfigError, match=rf"is damaged after {kept} rows \(line {first + 1} follows line {last}\): remove it"):
+        answer(file, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        ("tsv", b"1\t2\n"),
+        ("tsv", b"\xff\n"),
+        ("tsv", b"x" + b"\t" * (len(COLUMNS) - 1) + b"\n"),
+        ("jsonl", b"{\n"),
+        ("jsonl", b"3\n"),
+        ("jsonl", json.dumps(dict.fromkeys(COLUMNS)).encode() + b"\n"),
+    ],
+)
 def test_a_damaged_unfinished_file_is_not_built_on(tmp_path: Path, suffix: str, damage: bytes) -> None:
     file, out = tsv(tmp_path / "pairs.tsv"), tmp_path / f"out.{suffix}"
     with pytest.raises(Unauthorized):

@@ -224,6 +224,23 @@ def test_the_gates_decision_comes_with_a_version(monkeypatch):
     assert find_sources(Settings())["sw"].gate == told
 
 
+@pytest.mark.parametrize(
+    ("noted", "told"),
+    [
+        ("2026-11-22T10:00:00+00:00", "2026-11-22T10:00:00+00:00"),
+        # which a browser takes for no date
+        ("20261122T100000Z", "2026-11-22T10:00:00+00:00"),
+        ("yesterday", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_time_of_a_decision_is_a_date_or_nothing(monkeypatch, noted, told):
+    tags = {"decision": json.dumps({"promote": True, "reasons": []})} | ({} if noted is None else {"decided_at": noted})
+    champions(monkeypatch, sw=Champion("nli-sw", 1, "s3://b/m", "0" * 64, tags))
+    assert find_sources(Settings())["sw"].gate["decided_at"] == told
+
+
 @pytest.mark.parametrize("tags", [{}, {"decision": "yes"}, {"decision": "[]"}, {"decision": '{"promote": true}'}])
 def test_a_version_that_no_gate_decided_on_has_no_decision(monkeypatch, tags):
     champions(monkeypatch, sw=Champion("nli-sw", 1, "s3://b/m", "0" * 64, tags))
@@ -363,6 +380,26 @@ def test_a_refusal_is_shown_until_a_swap_or_a_pardon(folder, other):
     assert not catalogue.refusals
     with pytest.raises(TypeError):
         catalogue.refusals["sw"] = REFUSAL
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reason": "golden pair 3"}, ["sw: version 2 is refused: golden pair 3"]),
+        ({"passing": True}, ["sw: version 2 is refused: golden pair 0"]),
+        ({"version": 3}, ["sw: version 3 is refused: golden pair 0"]),
+        ({"since": datetime(2026, 11, 23, tzinfo=UTC)}, []),
+    ],
+)
+def test_a_refusal_is_logged_again_when_it_changes(folder, caplog, changes, told):
+    catalogue = loaded(folder)
+    catalogue.refuse("sw", REFUSAL)
+    caplog.clear()
+    for _ in range(2):
+        catalogue.refuse("sw", replace(REFUSAL, **changes))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == told
+    # one that was refused already is so since then, whatever the reason is now
+    assert catalogue.refusals["sw"] == replace(REFUSAL, **changes | {"since": REFUSAL.since})
 
 
 def test_no_request_fails_or_is_mixed_up_while_models_are_swapped(folder, other):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,17 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
 
+from conlst.contract.artifacts import read_manifest
+from conlst.contract.labels import NAMES
 from machine import needs
-from ui_endpoint import DIGEST, DRIFT, Endpoint, model, running
+from served import expected as likely
+from served import serve
+from serving.errors import ApiError, Kind
+from test_drift import REFERENCE, with_card
+from tiny_onnx import PAIRS, tiny_onnx_folder
+from ui_endpoint import DIGEST, DRIFT, Endpoint, model, plain_model, running
 
 CHROMIUM = shutil.which("chromium")
 SECTIONS = ("pairs", "zero-shot", "models", "drift")
@@ -67,10 +75,17 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """Opens pages on an endpoint of their own; afterwards none may have complained or asked anyone else for anything."""
+    """Opens pages on an endpoint of their own."""
     endpoint = Endpoint()
+    with visits(browser, Starlette(routes=endpoint.routes()), endpoint) as come:
+        yield come
+
+
+@contextmanager
+def visits(browser: Browser, app: ASGIApp, endpoint: Endpoint) -> Iterator[Visit]:
+    """Opens pages on an application; afterwards none may have complained or asked anyone else for anything."""
     visitors: list[Visitor] = []
-    with running(Starlette(routes=endpoint.routes())) as url:
+    with running(app) as url:
 
         def come(**looks: Any) -> Visitor:
             context = browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **looks})
@@ -257,9 +272,8 @@ def test_errors_of_the_whole_request_stand_where_they_belong(visit: Visit) -> No
     page = visitor.arrive()
     visitor.write_pair("Watu", "Mtu")
 
-    def refuse(status: int, kind: str, message: str, index: int | None = None, **headers: str) -> None:
-        error = {"type": kind, "message": message} | ({} if index is None else {"index": index})
-        visitor.endpoint.broken = JSONResponse({"error": error}, status, headers)
+    def refuse(status: int, kind: Kind, message: str, index: int | None = None, **headers: str) -> None:
+        visitor.endpoint.broken = ApiError(status, kind, message, index=index, headers=headers)
         visitor.predict()
 
     refuse(429, "busy", "too many requests wait", **{"Retry-After": "2"})
@@ -484,7 +498,7 @@ def test_a_refused_question_leaves_no_answer_to_another_one(visit: Visit) -> Non
     answer = sort(page, "Watu wawili", "siasa,michezo")
     expect(answer).to_contain_text("michezo")
     # the server's own trouble says nothing against an answer to the same question, nor for one to another
-    visitor.endpoint.broken = JSONResponse({"error": {"type": "busy", "message": "too many requests wait"}}, 429)
+    visitor.endpoint.broken = ApiError(429, "busy", "too many requests wait")
     page.get_by_role("button", name="Sort").click()
     expect(page.locator("#zero-error")).to_have_text("Too many requests wait.")
     expect(answer).to_contain_text("michezo")
@@ -492,8 +506,7 @@ def test_a_refused_question_leaves_no_answer_to_another_one(visit: Visit) -> Non
     sort(page, "Mtu mmoja wa leo", "")
     expect(page.locator("#zero-error")).to_have_text("Too many requests wait.")
     expect(answer).to_contain_text("Changed since this answer.")
-    error = {"type": "too_long", "message": "text 0: it has 5000 characters, at most 4000 are read", "index": 0}
-    visitor.endpoint.broken = JSONResponse({"error": error}, 422)
+    visitor.endpoint.broken = ApiError(422, "too_long", "text 0: it has 5000 characters, at most 4000 are read", index=0)
     page.get_by_role("button", name="Sort").click()
     expect(page.get_by_label("Text", exact=True)).to_have_accessible_description(re.compile("5000 characters"))
     expect(answer).to_have_text("The labels appear here, the best one first.")
@@ -546,12 +559,8 @@ def test_zero_shot_names_what_is_missing(visit: Visit) -> None:
     page.get_by_label("Text", exact=True).fill("Watu")
     page.get_by_label("Labels", exact=True).fill("moja")
     page.get_by_label("Template").fill("{}")
-    error = {
-        "type": "too_long",
-        "message": 'text 0 with label 2 has 300 tokens: shorten it, or send "truncate": true',
-        "index": 0,
-    }
-    visitor.endpoint.broken = JSONResponse({"error": error}, 422)
+    message = 'text 0 with label 2 has 300 tokens: shorten it, or send "truncate": true'
+    visitor.endpoint.broken = ApiError(422, "too_long", message, index=0)
     page.get_by_role("button", name="Sort").click()
     expect(page.locator("#zero-label-error")).to_have_text(
         re.compile("300 tokens: shorten it, or tick “Cut a text that is too long”")
@@ -615,6 +624,53 @@ def test_a_question_goes_on_after_its_key_came(visit: Visit) -> None:
     expect(page.locator("#pairs-error")).to_be_hidden()
 
 
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the stand-in's card, and a reference that drift is measured against."""
+    plain = tiny_onnx_folder(tmp_path_factory.mktemp("plain") / "sw")
+    return with_card(plain, plain.parent / "described", model("sw", 1)["card"] | {"reference": REFERENCE})
+
+
+@in_chromium
+def test_the_page_understands_the_real_application(browser: Browser, described: Path) -> None:
+    digest = read_manifest(described).digest
+    with visits(browser, serve(f"sw={described}").app, Endpoint()) as visit:
+        visitor = visit(reduced_motion="reduce")
+        page = visitor.arrive()
+        expect(page.locator("#state")).to_have_text("Ready in 1 language")
+        page.locator("#pairs").get_by_label("Language").select_option("sw")
+        for number, pair in enumerate(PAIRS[:2], start=1):
+            visitor.write_pair(*pair, number)
+            page.get_by_role("button", name="Add a pair").click()
+        visitor.write_pair("mvua " * 40, "mvua", 3)
+        visitor.predict()
+        for number, probabilities in enumerate(likely(PAIRS[:2]), start=1):
+            found = {name.lower(): value for name, value, _, _ in bars(visitor.answer(number))}
+            assert [found[name] for name in NAMES] == pytest.approx(list(probabilities), abs=1e-4)
+            expect(visitor.answer(number)).to_contain_text("Swahili, as chosen")
+        expect(page.get_by_role("group", name="Pair 3", exact=True)).to_contain_text(
+            "This pair has 45 tokens, the model reads 16: shorten it, or tick “Cut pairs that are too long”."
+        )
+        for told in ("nli-sw", "fp32", f"digest {digest[:12]}", "tokenisation", "inference"):
+            expect(page.locator("#pairs-about")).to_contain_text(told)
+
+        page.get_by_role("tab", name="Zero-shot").click()
+        page.locator("#zero-language").select_option("sw")
+        answer = sort(page, "mvua inanyesha leo", "mvua,mpira")
+        shares = {name: value for name, value, _, _ in bars(answer)}
+        assert set(shares) == {"mvua", "mpira"}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+        expect(answer).to_contain_text(f"digest {digest[:12]}")
+
+        page.get_by_role("tab", name="Models").click()
+        swahili = page.get_by_role("article", name="Swahili")
+        for told in (digest, "from a folder", "up to 16 tokens a pair", "No decision is recorded", "65.2 % right of 5,010 pairs"):
+            expect(swahili).to_contain_text(told)
+        page.get_by_role("tab", name="Drift").click()
+        expect(swahili).to_contain_text("2 pairs since")
+        expect(swahili).to_contain_text("Too few pairs for a PSI")
+
+
 @in_chromium
 def test_models_tell_how_they_were_gated_and_what_was_refused(visit: Visit) -> None:
     page = visit().arrive("models")
@@ -672,6 +728,64 @@ def test_a_new_version_is_seen_after_refresh(visit: Visit) -> None:
     expect(page.get_by_role("article", name="Swahili").get_by_role("note")).to_have_count(0)
     expect(page.locator("#state")).to_have_text("Ready in 1 language")
     expect(page.get_by_role("article")).to_have_count(1)
+
+
+@in_chromium
+def test_a_model_whose_record_is_odd_hides_no_other_and_is_looked_at_again(visit: Visit) -> None:
+    visitor = visit()
+    visitor.expected = "RangeError|TypeError"
+    dated = model("sw", 4)["gate"] | {"decided_at": "yesterday"}
+    visitor.endpoint.models = [model("sw", 4, gate=dated), model("fr", 2, card={"evaluation": {"n": 5}}), plain_model()]
+    visitor.page.clock.install()
+    page = visitor.arrive("models")
+    for name in ("Swahili", "French"):
+        expect(page.get_by_role("article", name=name)).to_contain_text("This model answers, but its record cannot be shown.")
+    expect(page.get_by_role("article", name="Urdu")).to_contain_text("from a folder")
+    visitor.endpoint.models = [model("sw", 5), model("fr", 2)]
+    page.clock.fast_forward(30_000)
+    expect(page.get_by_role("article", name="Swahili")).to_contain_text("version 5")
+    expect(page.get_by_role("article", name="French")).to_contain_text("version 2")
+
+
+def alter_once(page: Page, path: str, change: dict[str, Any]) -> None:
+    """The first answer of a path comes with other values, as from an endpoint of another version."""
+    page.route(f"**/{path}", lambda route: route.fulfill(json=route.fetch().json() | change), times=1)
+
+
+@in_chromium
+def test_what_one_part_of_the_page_cannot_read_is_told_to_the_others(visit: Visit) -> None:
+    visitor = visit()
+    visitor.expected = "TypeError"
+    page = visitor.page
+    page.clock.install()
+    # the pairs read it, which are told before the models and the labels
+    alter_once(page, "models", {"limits": None})
+    visitor.arrive("models")
+    expect(page.get_by_role("article", name="Swahili")).to_contain_text("version 4")
+    expect(page.locator("#zero-language option")).to_have_count(4)
+    assert len(visitor.complaints) == 1
+    visitor.endpoint.models = [model("sw", 5)]
+    page.clock.fast_forward(30_000)
+    expect(page.get_by_role("article", name="Swahili")).to_contain_text("version 5")
+    expect(page.locator("#state")).to_have_text("Ready in 1 language")
+
+
+@in_chromium
+@pytest.mark.parametrize(
+    ("path", "change"), [("models", {"models": None}), ("drift", {"languages": {"sw": {"since": "yesterday"}}})]
+)
+def test_after_an_answer_of_another_shape_the_page_looks_again(visit: Visit, path: str, change: dict[str, Any]) -> None:
+    visitor = visit()
+    visitor.expected = "reading 'length'|Invalid time value"
+    page = visitor.page
+    page.clock.install()
+    alter_once(page, path, change)
+    with page.expect_event("pageerror"):
+        page.goto(f"{visitor.url}/ui#{path}")
+    expect(page.get_by_role("article")).to_have_count(0)
+    page.clock.fast_forward(30_000)
+    expect(page.get_by_role("article", name="Swahili")).to_be_visible()
+    expect(page.locator("#state")).to_have_text("Ready in 3 languages")
 
 
 @in_chromium

@@ -1,4 +1,7 @@
-"""An endpoint with the real one's shapes whose answers and moods a test sets: what the page's tests look at."""
+"""An endpoint with the real one's shapes whose answers and moods a test sets: what the page's tests look at.
+
+Every answer passes through :mod:`serving.schema`, so that one that the real endpoint could not give is an error here.
+"""
 
 import threading
 import time
@@ -7,12 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from serving.errors import ApiError
 from serving.page import ui_routes
+from serving.schema import Answer, Catalogue, Drift, Error, ZeroShotAnswer
 
 DIGEST = "9f2c41d07be35a68" * 4
 
@@ -127,7 +133,7 @@ class Endpoint:
         self.fallback = "fr"
         self.most_pairs = 64
         self.key = ""
-        self.broken: JSONResponse | None = None
+        self.broken: ApiError | None = None
         self.drift = DRIFT
         self.asked: list[dict[str, Any]] = []
 
@@ -143,10 +149,10 @@ class Endpoint:
     def _guarded(self, answer: Callable[[dict[str, Any]], Response]) -> Callable[[Request], Any]:
         async def guarded(request: Request) -> Response:
             if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
-                error = {"type": "unauthorized", "message": "send a key as Authorization: Bearer"}
-                return JSONResponse({"error": error}, 401, {"WWW-Authenticate": "Bearer"})
+                message = "send a key as Authorization: Bearer"
+                return _refusal(ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"}))
             if self.broken:
-                return self.broken
+                return _refusal(self.broken)
             question = await request.json() if request.method == "POST" else {}
             self.asked.append(question)
             return answer(question)
@@ -182,9 +188,7 @@ class Endpoint:
             "model": self._named(next(iter(answered))) if len(answered) == 1 else None,
             "models": {language: self._named(language) for language in answered},
         }
-        return JSONResponse(
-            answer, headers={"Server-Timing": "detect;dur=0.33, queue;dur=0.21, tokenize;dur=0.64, inference;dur=8.05"}
-        )
+        return _answer(Answer, answer, timing="detect;dur=0.33, queue;dur=0.21, tokenize;dur=0.64, inference;dur=8.05")
 
     def _zero_shot(self, question: dict[str, Any]) -> Response:
         language, source = self._found(question, question["text"])
@@ -195,9 +199,10 @@ class Endpoint:
             "results": [result],
             "language": language,
             "language_source": source,
+            "model": self._named(language),
             "models": {language: self._named(language)},
         }
-        return JSONResponse(answer, headers={"Server-Timing": "queue;dur=0.1, tokenize;dur=0.2, inference;dur=3"})
+        return _answer(ZeroShotAnswer, answer, timing="queue;dur=0.1, tokenize;dur=0.2, inference;dur=3")
 
     def _models(self, _: dict[str, Any]) -> Response:
         answer = {
@@ -208,10 +213,21 @@ class Endpoint:
             "refused": {model["language"]: model["refused"] for model in self.models if model["refused"]} | self.unserved,
             "limits": {"pairs": self.most_pairs, "characters": 4000, "body_bytes": 1_000_000},
         }
-        return JSONResponse(answer)
+        return _answer(Catalogue, answer)
 
     def _drift(self, _: dict[str, Any]) -> Response:
-        return JSONResponse({"languages": self.drift})
+        return _answer(Drift, {"languages": self.drift})
+
+
+def _answer(schema: type[BaseModel], answer: dict[str, Any], timing: str = "") -> Response:
+    headers = {"Server-Timing": timing} if timing else {}
+    content = schema.model_validate(answer).model_dump_json(exclude_unset=True)
+    return Response(content, headers=headers, media_type="application/json")
+
+
+def _refusal(error: ApiError) -> Response:
+    content = Error.model_validate(error.body()).model_dump_json(exclude_unset=True)
+    return Response(content, error.status, error.headers, "application/json")
 
 
 @contextmanager

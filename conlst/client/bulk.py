@@ -82,11 +82,13 @@ async def _answer(client: AsyncClient, file: Path, rows: Rows, language: str | N
                     line = asked.popleft()
                     ready.append(row_of(line.number, answer))
                     if len(ready) == _ROWS_AT_ONCE:
-                        rows.write(ready)
-                        ready.clear()
+                        # let go of first: rows that a failed write has buffered must not be written behind themselves
+                        whole, ready = ready, []
+                        rows.write(whole)
                         progress.update(task, completed=line.end)
         finally:
-            rows.write(ready)
+            if ready:
+                rows.write(ready)
         progress.update(task, completed=file.stat().st_size)
 
 

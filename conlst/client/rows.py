@@ -37,6 +37,9 @@ def row_of(number: int, answer: Answer) -> Row:
 class Rows:
     """The unfinished file of a run.
 
+    Raises:
+        ConfigError: if what an earlier run left in it is damaged.
+
     Attributes:
         kept: rows that an earlier run left.
         labels: how many rows have each label.
@@ -58,7 +61,11 @@ class Rows:
         return self.labels.total() + self.errors.total()
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Append; once it returns the rows outlive this process."""
+        """Append; once it returns the rows outlive this process.
+
+        Raises:
+            OSError: if they cannot be written. Some of them may be in the file then, or follow when it is closed.
+        """
         self._file.write(b"".join(self._line([row[name] for name in COLUMNS]) for row in rows))
         self._file.flush()
         for row in rows:
@@ -66,14 +73,15 @@ class Rows:
 
     def _resume(self) -> None:
         """Go to the end of the last whole row, and drop what follows it."""
-        end = 0
+        end = last = 0
         header = self._line(COLUMNS) if self._tsv else b""
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
             if end or not self._tsv:
-                self._count(self._parse(line))
-                self.kept += 1
+                row = self._parse(line, last)
+                self._count(row)
+                self.kept, last = self.kept + 1, row["line"]
             end += len(line)
         self._file.seek(end)
         self._file.truncate()
@@ -88,11 +96,16 @@ class Rows:
             )
         return "\t".join(map(_field, values)).encode("utf-8", "backslashreplace") + b"\n"
 
-    def _parse(self, line: bytes) -> Row:
+    def _parse(self, line: bytes, last: int) -> Row:
         try:
             values = line.decode().rstrip("\n").split("\t") if self._tsv else json.loads(line).values()
-            return dict(zip(COLUMNS, values, strict=True))
-        except (ValueError, AttributeError) as error:
+            row: Row = dict(zip(COLUMNS, values, strict=True))
+            row["line"] = int(row["line"])
+            if row["line"] <= last:
+                # each row stands for a pair that is not asked again: one that is there twice would cost another its answer
+                raise ValueError(f"line {row['line']} follows line {last}")
+            return row
+        except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{self._file.name} is damaged after {self.kept} rows ({error}): remove it") from error
 
     def _count(self, row: Row) -> None:

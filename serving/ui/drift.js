@@ -32,8 +32,9 @@ async function update(quiet) {
   } catch (problem) {
     if (!(problem instanceof Refusal)) throw problem;
     refill(list, make("p", { class: "empty", text: problem.message }));
+  } finally {
+    if (watched) timer = setTimeout(() => watch(watched), PAUSE_MS);
   }
-  if (watched) timer = setTimeout(() => watch(watched), PAUSE_MS);
 }
 
 function show(languages) {

@@ -25,23 +25,36 @@ export function look(quiet) {
 
 async function once(quiet) {
   clearTimeout(timer);
-  let kind;
+  let kind = "failed";
   try {
     const { body } = await ask("models", { quiet });
     kind = body.ready ? "ready" : "waiting";
     show(kind, body.ready ? `Ready in ${plural(body.models.length, "language", "languages")}` : `Not ready: ${body.reason}`);
     tell(byId("banner"), "");
-    for (const listener of listeners) listener(body, null);
+    inform(body, null);
   } catch (problem) {
     if (!(problem instanceof Refusal)) throw problem;
     kind = { offline: "offline", timeout: "offline", unauthorized: "key" }[problem.kind] ?? "failed";
     show(kind, { offline: "Offline", key: "A key is needed", failed: "The server refuses" }[kind]);
     tell(byId("banner"), kind === "key" ? "" : problem.message);
-    for (const listener of listeners) listener(null, problem);
+    inform(null, problem);
+  } finally {
+    // whatever this look met, the next one may meet something better
+    timer = setTimeout(again, PAUSE[kind]);
   }
   byId("key-open").hidden = kind !== "key" && currentKey() === "";
   byId("key-open").textContent = currentKey() === "" ? "Enter a key" : "Change the key";
-  timer = setTimeout(again, PAUSE[kind]);
+}
+
+/** One listener that fails over what it is told keeps nothing from the others. */
+function inform(catalogue, problem) {
+  for (const listener of listeners) {
+    try {
+      listener(catalogue, problem);
+    } catch (error) {
+      console.error(error);
+    }
+  }
 }
 
 /** Nobody looks at a hidden page: it asks when it is seen again. */

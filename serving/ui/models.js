@@ -20,12 +20,22 @@ function show(catalogue) {
   // a refused first version leaves its language without any
   const without = Object.entries(catalogue.refused).filter(([language]) => !served.has(language));
   const cards = [
-    ...catalogue.models.map((model) => card(model, catalogue.fallback)),
-    ...without.map(([language, refusal]) => unserved(language, refusal)),
+    ...catalogue.models.map((model) => readable(model, catalogue.fallback)),
+    ...without.map(([language, refusal]) => plain(language, refused(language, refusal, "nothing answers in this language"))),
   ];
   const said = catalogue.ready ? "No model is served." : stopped(`Not ready: ${catalogue.reason}`);
   if (!catalogue.ready || !cards.length) cards.unshift(make("p", { class: "empty", text: said }));
   refill(list, ...cards);
+}
+
+/** A model's card; of a record that is not as ours are it only says so, and the others are shown all the same. */
+function readable(model, fallback) {
+  try {
+    return card(model, fallback);
+  } catch (error) {
+    console.error(error);
+    return plain(model.language, make("p", { class: "empty", text: "This model answers, but its record cannot be shown." }));
+  }
 }
 
 function card(model, fallback) {
@@ -57,13 +67,14 @@ function card(model, fallback) {
   );
 }
 
-function unserved(language, refusal) {
+/** A card with one thing to tell of a language. */
+function plain(language, told) {
   const title = `model-${language}`;
   return make(
     "article",
     { class: "card model", "aria-labelledby": title },
     make("header", {}, make("h3", { id: title }, languageName(language), make("span", { class: "code", text: language }))),
-    refused(language, refusal, "nothing answers in this language"),
+    told,
   );
 }
 
