@@ -150,23 +150,32 @@ def _start(
     named = (stage.__module__, stage.__qualname__)
     work = (named, config, arguments, more, config.compute.processes, port, told, sink is not None)
     started = multiprocessing.start_processes(_work, work, config.compute.processes, join=False, start_method="spawn")
-    error: ConlstError | None = None
+    errors: list[ConlstError] = []
     try:
-        while True:
+        ended = False
+        while not ended:
             # joined in short turns, so that metrics are passed on while the processes work
             ended = started.join(timeout=0.2)
-            while not told.empty():
-                kind, content = told.get()
-                if kind == "metrics" and sink:
-                    sink(*content)
-                elif kind == "error":
-                    error = error or pickle.loads(content)
-            if ended:
-                return
-    except multiprocessing.ProcessExitedException as exit_:
-        raise error or TrainingError(f"process {exit_.error_index} of the training ended without a result: {exit_}") from exit_
-    except multiprocessing.ProcessRaisedException as raised:
-        raise error or TrainingError(f"process {raised.error_index} of the training failed: {raised}") from raised
+            errors += _passed_on(told, sink)
+    except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as failed:
+        # join raises as soon as a process is gone, and what that one told is still in the queue
+        errors += _passed_on(told, sink)
+        if errors:
+            raise errors[0] from failed
+        how = "failed" if isinstance(failed, multiprocessing.ProcessRaisedException) else "ended without a result"
+        raise TrainingError(f"process {failed.error_index} of the training {how}: {failed}") from failed
+
+
+def _passed_on(told: Any, sink: MetricSink | None) -> list[ConlstError]:
+    """Give the sink the metrics that the processes told by now; returns the errors that they told."""
+    errors = []
+    while not told.empty():
+        kind, content = told.get()
+        if kind == "error":
+            errors.append(pickle.loads(content))
+        elif sink:
+            sink(*content)
+    return errors
 
 
 def _work(

@@ -18,7 +18,8 @@ from components.register import register
 from components.self_train import self_train
 from components.source_model import source_model
 from components.summarize import summarize
-from conlst.contract.config import Adapt
+from conlst.contract.config import Adapt, Config
+from conlst.contract.errors import ConfigError
 
 Place = Callable[[dsl.PipelineTask], dsl.PipelineTask]
 Given = Mapping[str, object]
@@ -39,6 +40,16 @@ class Placement:
     train: Place
     serve: Place
     at_once: int
+
+
+def check_languages(config: Config) -> None:
+    """Refuse a configuration that the pipeline would do nothing for.
+
+    Raises:
+        ConfigError: if it names no languages.
+    """
+    if not config.languages:
+        raise ConfigError(f"{config.name} names no languages; set languages in the configuration")
 
 
 def adaptation(plan: Adapt, place: Placement) -> BaseComponent:

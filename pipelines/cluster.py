@@ -9,9 +9,9 @@ import yaml
 from kfp import compiler, dsl, kubernetes
 from pydantic import Field, ValidationError
 
-from conlst.contract.config import Config, Section
+from conlst.contract.config import Config, Section, problems
 from conlst.contract.errors import ConfigError
-from pipelines.adaptation import Placement, adaptation
+from pipelines.adaptation import Placement, adaptation, check_languages
 
 _DIGEST = re.compile(r"[\w./:-]+@sha256:[0-9a-f]{64}")
 # as the Dockerfile has it
@@ -84,8 +84,7 @@ def read_cluster(path: Path | None) -> Cluster:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--cluster {path} cannot be read as YAML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'cluster'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"--cluster {path}: {problems}") from None
+        raise ConfigError(f"--cluster {path}: {problems(error, 'cluster')}") from None
 
 
 def check_image(image: str) -> None:
@@ -121,10 +120,8 @@ def on_cluster(image: str, cluster: Cluster) -> Placement:
         task.set_retry(num_retries=cluster.retries, backoff_duration=f"{cluster.backoff_seconds}s", backoff_factor=2.0)
         task.set_cpu_request(needs.cpu_request).set_cpu_limit(needs.cpu_limit)
         task.set_memory_request(needs.memory_request).set_memory_limit(needs.memory_limit)
-        task.set_env_variable("HF_HUB_DISABLE_TELEMETRY", "1")
-        task.set_env_variable("TOKENIZERS_PARALLELISM", "false")
-        # a container cannot see its own digest
-        task.set_env_variable("CONLST_IMAGE", image)
+        for name, value in _plain(image).items():
+            task.set_env_variable(name, value)
         kubernetes.set_timeout(task, cluster.hours * 3600)
         kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
         if cluster.image_pull_secret:
@@ -145,37 +142,42 @@ def on_cluster(image: str, cluster: Cluster) -> Placement:
     return Placement(train, lambda task: pod(task, cluster.serve), at_once=cluster.at_once)
 
 
-_ADDRESSES = (("MLFLOW_TRACKING_URI",), ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "CONLST_UNTRACKED", "HF_ENDPOINT"))
+# of S3 and the hub, which every pod asks; what only the record in MLflow wants is apart
+_ADDRESSES = ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
+_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
-def _secrets(cluster: Cluster) -> dict[str, tuple[str, str]]:
-    return {
-        cluster.s3_secret: ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-        cluster.mlflow_secret: ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-    }
+def _plain(image: str) -> dict[str, str]:
+    """What every pod is told by value."""
+    # a container cannot see its own digest
+    return {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "CONLST_IMAGE": image}
 
 
 def _settings(task: dsl.PipelineTask, cluster: Cluster) -> None:
     """Addresses from the config map, keys from secrets: by reference, never as a value."""
-    for names, optional in zip(_ADDRESSES, (False, True), strict=True):
-        kubernetes.use_config_map_as_env(
-            task, config_map_name=cluster.config_map, config_map_key_to_env={name: name for name in names}, optional=optional
-        )
-    for secret, names in _secrets(cluster).items():
-        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={name: name for name in names}, optional=True)
+
+    def same(names: Iterable[str]) -> dict[str, str]:
+        return {name: name for name in names}
+
+    addresses, wanted = same((*_ADDRESSES, "CONLST_UNTRACKED")), same(("MLFLOW_TRACKING_URI",))
+    kubernetes.use_config_map_as_env(task, config_map_name=cluster.config_map, config_map_key_to_env=wanted, optional=False)
+    kubernetes.use_config_map_as_env(task, config_map_name=cluster.config_map, config_map_key_to_env=addresses, optional=True)
+    for secret, keys in ((cluster.s3_secret, _S3_KEYS), (cluster.mlflow_secret, _MLFLOW_KEYS)):
+        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=same(keys), optional=True)
 
 
-def environment(cluster: Cluster) -> list[dict[str, Any]]:
-    """The same as a list of Kubernetes' ``env``, for pods that no pipeline makes."""
+def environment(cluster: Cluster, image: str) -> list[dict[str, Any]]:
+    """Kubernetes' ``env`` of a pod that no pipeline makes: as a task's, without MLflow, where such a pod records nothing."""
 
-    def of(kind: str, place: str, names: Iterable[str], optional: bool) -> list[dict[str, Any]]:
-        return [{"name": name, "valueFrom": {kind: {"name": place, "key": name, "optional": optional}}} for name in names]
+    def of(kind: str, place: str, names: Iterable[str]) -> list[dict[str, Any]]:
+        return [{"name": name, "valueFrom": {kind: {"name": place, "key": name, "optional": True}}} for name in names]
 
-    found = [*of("configMapKeyRef", cluster.config_map, _ADDRESSES[0], False)]
-    found += of("configMapKeyRef", cluster.config_map, _ADDRESSES[1], True)
-    for secret, names in _secrets(cluster).items():
-        found += of("secretKeyRef", secret, names, True)
-    return found
+    return [
+        *({"name": name, "value": value} for name, value in _plain(image).items()),
+        *of("configMapKeyRef", cluster.config_map, _ADDRESSES),
+        *of("secretKeyRef", cluster.s3_secret, _S3_KEYS),
+    ]
 
 
 def compile_for_cluster(config: Config, out: Path, image: str, cluster: Cluster | None = None) -> None:
@@ -185,8 +187,7 @@ def compile_for_cluster(config: Config, out: Path, image: str, cluster: Cluster 
         ConfigError: if the configuration names no languages or wants a GPU where there is none, or the image has no digest.
     """
     cluster = cluster or Cluster()
-    if not config.languages:
-        raise ConfigError(f"{config.name} names no languages; set languages in the configuration")
+    check_languages(config)
     check_device(config, cluster)
     arguments = {"config": config.to_json(), "languages": list(config.languages)}
     placed = adaptation(config.adapt, on_cluster(image, cluster))

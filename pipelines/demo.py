@@ -23,7 +23,7 @@ from conlst.contract.config import Config, load_config
 from conlst.contract.errors import BackendError, ConlstError
 from conlst.contract.labels import NAMES
 from conlst.platform import objects, registry
-from pipelines.local_services import free_port, seaweedfs
+from pipelines.local_services import free_port, seaweedfs, stop
 
 QUESTIONS = {
     "sw": [
@@ -139,15 +139,13 @@ def _pipeline(config: Config, root: Path, store: str, overrides: list[str]) -> d
 
 
 @contextmanager
-def _process(command: list[str], stdout: int | IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program with all its children, ended with the block."""
+def _process(command: list[str], stdout: int | IO[bytes], seconds: float = 60) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with all its children, ended with the block; it has ``seconds`` to end by itself."""
     process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
+        stop(process, seconds)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any
 from kfp import compiler, components, dsl, local
 
 from conlst.contract.config import Config
-from conlst.contract.errors import BackendError, ConfigError
+from conlst.contract.errors import BackendError
 from conlst.runtime.cpu import available_cpus
-from pipelines.adaptation import Placement, adaptation
+from pipelines.adaptation import Placement, adaptation, check_languages
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def run_locally(config: Config, root: Path, store: str, at_once: int = 1) -> dic
         ConfigError: if the configuration names no languages.
         BackendError: if a task failed; its log tells which and why.
     """
-    if not config.languages:
-        raise ConfigError(f"{config.name} names no languages; set languages in the configuration")
+    check_languages(config)
     root = root.resolve()
     artifacts = root / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)

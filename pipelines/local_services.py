@@ -1,4 +1,4 @@
-"""Real servers for a laptop: SeaweedFS for S3 and an MLflow server, on free ports of 127.0.0.1, ended with their block."""
+"""A real S3 server for a laptop: SeaweedFS on free ports of 127.0.0.1, ended with its block."""
 
 import json
 import logging
@@ -78,43 +78,12 @@ def seaweedfs(folder: Path, bucket: str = "conlst") -> Iterator[S3Service]:
     # it keeps the last command line and prefers it to its own defaults; ports of an earlier run must not linger
     (folder / "data" / "mini.options").unlink(missing_ok=True)
     try:
-        with _server("SeaweedFS", folder / "seaweedfs.log", lambda: _paired_ports(5), command, "/healthz", seconds=60) as port:
+        with server("SeaweedFS", folder / "seaweedfs.log", lambda: _paired_ports(5), command, "/healthz", seconds=60) as port:
             service = S3Service(f"http://127.0.0.1:{port}", access_key, secret_key, bucket)
             _create_bucket(service)
             yield service
     finally:
         identities.unlink(missing_ok=True)
-
-
-@contextmanager
-def mlflow_server(folder: Path, s3: S3Service) -> Iterator[str]:
-    """Run an MLflow server with its database in ``folder`` and its artifacts in ``s3``, under ``mlflow/``; yield its URI.
-
-    Clients need no S3 credentials: the server passes artifacts on.
-
-    Raises:
-        BackendError: if it does not get ready; its log is ``folder/mlflow.log``.
-    """
-    folder = Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def command(ports: Sequence[int]) -> list[str]:
-        return [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-            "--artifacts-destination", f"s3://{s3.bucket}/mlflow", "--serve-artifacts", "--host", "127.0.0.1",
-            "--port", str(ports[0]), "--workers", "1",
-        ]  # fmt: skip
-
-    settings = s3.environment | {
-        "MLFLOW_S3_ENDPOINT_URL": s3.endpoint,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-    }
-    # a server that inherits its clients' address would take itself for its own backend
-    inherited = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-    with _server("MLflow", folder / "mlflow.log", lambda: [free_port()], command, "/health", 120, inherited | settings) as port:
-        yield f"http://127.0.0.1:{port}"
 
 
 def _create_bucket(service: S3Service) -> None:
@@ -160,7 +129,7 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def _server(
+def server(
     name: str,
     log_file: Path,
     ports: Callable[[], list[int]],
@@ -169,6 +138,15 @@ def _server(
     seconds: float,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[int]:
+    """Run a server until the block ends; yield the first of its ports.
+
+    Args:
+        ports, command: what is tried, and again with other ports if it ends at once.
+        health: path that answers 200 once the server is ready, for which it has ``seconds``.
+
+    Raises:
+        BackendError: if it does not get ready; its last words are in ``log_file``.
+    """
     for attempt in range(1, _ATTEMPTS + 1):
         chosen = ports()
         with log_file.open("ab") as output:
@@ -184,7 +162,7 @@ def _server(
                 return
             ended = process.poll()
         finally:
-            _stop(process)
+            stop(process)
         if ended is None:
             raise BackendError(f"{name} was not ready after {seconds:g} s; its last words are in {log_file}")
         log.warning("%s ended with code %s at start, attempt %d of %d", name, ended, attempt, _ATTEMPTS)
@@ -203,8 +181,11 @@ def _ready(process: "subprocess.Popen[bytes]", url: str, seconds: float) -> bool
     return False
 
 
-def _stop(process: "subprocess.Popen[bytes]", seconds: float = 20) -> None:
-    """End the server and its children, and wait: a restart over the same data needs the old process gone."""
+def stop(process: "subprocess.Popen[bytes]", seconds: float = 20) -> None:
+    """End the leader of a process group with its children, and wait: a restart over the same data needs the old process gone.
+
+    What has not ended ``seconds`` after SIGTERM is killed.
+    """
     _signal_group(process, signal.SIGTERM)
     try:
         process.wait(seconds)

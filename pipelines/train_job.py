@@ -1,7 +1,8 @@
 """Stage 0 on several nodes: a TrainJob of Kubeflow Trainer 2, whose runtime ``torch-distributed`` gives torchrun its place.
 
 The pipeline trains in one pod; a source model that wants more is made beside it and handed over by its address in S3
-(``source_model`` of the configuration). Every pod has the code from the image and the pairs from S3, the first one publishes.
+(``source_model`` of the configuration). Every pod has the code from the image and the pairs from S3 or the hub; the first one
+publishes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,19 +38,16 @@ def train_job(
         config: goes along as JSON, as it does with the pipeline.
         nodes: pods of ``cluster.gpus`` GPUs each; a process a GPU, or one a pod where there are none.
         store: s3://bucket/prefix that the model is published to.
-        data: s3:// addresses of labelled English pairs.
+        data, dev: ``s3://``, ``hub:`` or ``sample:`` addresses of labelled English pairs.
         service_account: that the pods run as; by default the one that runs of the pipeline have, and its rights in S3.
 
     Raises:
-        ConfigError: if the image has no digest, a pod could not read ``data``, or a GPU is wanted where there is none.
+        ConfigError: if the image has no digest, a pod could not read ``data`` or ``dev``, or a GPU is wanted where there is none.
     """
     check_image(image)
     check_device(config, cluster)
-    for place in (*data, *([dev] if dev else [])):
-        if "://" not in place:
-            raise ConfigError(
-                f"--data {place} is a file of this machine, which pods do not see; put it into S3 and name it s3://…"
-            )
+    _check_sources("--data", data)
+    _check_sources("--dev", [dev] if dev else [])
     # Kubernetes expands $(NAME) in arguments, and $$ writes a dollar
     given = config.to_json().replace("$(", "$$(")
     arguments = ["--no-python", "conlst", "train-source", "--config", given, "--data", *data, *(["--dev", dev] if dev else [])]
@@ -74,13 +72,21 @@ def train_job(
                 "numNodes": nodes,
                 "numProcPerNode": cluster.gpus or 1,
                 "resourcesPerNode": resources,
-                "env": environment(cluster),
+                "env": environment(cluster, image),
             },
             "runtimePatches": [
                 {"manager": "conlst", "trainingRuntimeSpec": {"template": {"spec": _patch(cluster, service_account)}}}
             ],
         },
     }
+
+
+def _check_sources(option: str, sources: Sequence[str]) -> None:
+    for source in sources:
+        if not source.startswith(("s3://", "hub:", "sample:")):
+            raise ConfigError(
+                f"{option} {source}: pods read only s3://…, hub:<id> and sample:<language>; put a file of this machine into S3"
+            )
 
 
 def _patch(cluster: Cluster, service_account: str) -> Mapping[str, Any]:

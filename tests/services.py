@@ -1,7 +1,9 @@
 """Helpers for tests that need servers: real ones, pretended ones, and ones that fail on purpose."""
 
+import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
 from urllib3.exceptions import ProtocolError
 
+from conlst.contract.errors import RegistryError
+from conlst.platform import registry
 from conlst.platform.objects import _client_of
-from pipelines.local_services import S3Service, mlflow_server, seaweedfs
+from pipelines.local_services import S3Service, free_port, seaweedfs, server
 
 _AWS_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN")
 
@@ -38,9 +42,30 @@ def real_s3(folder: Path) -> Iterator[S3Service]:
 
 @contextmanager
 def real_mlflow(folder: Path, s3: S3Service) -> Iterator[str]:
-    """An MLflow server of this block's own; clients must be told its address."""
-    with mlflow_server(folder, s3) as uri:
-        yield uri
+    """An MLflow server of this block's own, with its database in ``folder``; clients must be told its address.
+
+    They need no S3 credentials: the server passes artifacts on to ``s3``, under ``mlflow/``.
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def command(ports: Sequence[int]) -> list[str]:
+        return [
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+            "--artifacts-destination", f"s3://{s3.bucket}/mlflow", "--serve-artifacts", "--host", "127.0.0.1",
+            "--port", str(ports[0]), "--workers", "1",
+        ]  # fmt: skip
+
+    settings = s3.environment | {
+        "MLFLOW_S3_ENDPOINT_URL": s3.endpoint,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    # a server that inherits its clients' address would take itself for its own backend
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    with server("MLflow", folder / "mlflow.log", lambda: [free_port()], command, "/health", 120, inherited | settings) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
@@ -54,6 +79,14 @@ def pretended_s3(bucket: str = "conlst") -> Iterator[str]:
         boto3.client("s3").create_bucket(Bucket=bucket)
         _client_of.cache_clear()
         yield f"s3://{bucket}"
+
+
+def champion_of(language: str) -> registry.Version | None:
+    """The version that an endpoint would serve, or what keeps it from that."""
+    found = registry.resolve_champions().get(language)
+    if isinstance(found, RegistryError):
+        raise found
+    return found
 
 
 class Requests:
@@ -91,7 +124,7 @@ class Requests:
             raise ConnectionClosedError(endpoint_url=request.url)
         if fault == "cut":
             return AWSResponse(request.url, 200, {"content-length": "100"}, _Body(b"?", then=ProtocolError("cut")))
-        code = {503: "SlowDown", 403: "AccessDenied"}.get(int(fault), "InternalError")
+        code = {503: "SlowDown", 403: "AccessDenied", 409: "ConditionalRequestConflict"}.get(int(fault), "InternalError")
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
         return AWSResponse(request.url, int(fault), {"content-type": "application/xml"}, _Body(body))
 

@@ -161,6 +161,19 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) 
         load_backbone(Backbone(name="hub:nobody/nothing", revision="0" * 40), 0)
 
 
+def test_a_hub_backbone_without_a_revision_is_told(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    load(folders["bert"])
+    with pytest.raises(BackendError, match="hub:nobody/nothing"):
+        load_backbone(Backbone(name="hub:nobody/nothing", revision="0" * 40), 0)
+    assert "revision" not in caplog.text
+    with pytest.raises(BackendError, match="hub:nobody/nothing"):
+        load_backbone(Backbone(name="hub:nobody/nothing"), 0)
+    assert "backbone hub:nobody/nothing names no revision and may change" in caplog.text
+
+
 def test_a_tokenizer_without_a_mask_token_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["bert"], tmp_path / "b"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -1,5 +1,6 @@
 """The command line: help that teaches, JSON on the last line, and errors of one line."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -14,21 +15,31 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
+from mlflow.tracking import MlflowClient
 
 from conlst import __version__
-from conlst.cli import main
+from conlst.cli import command_line, main
 from conlst.contract.artifacts import publish, verify
 from conlst.contract.errors import ArtifactError
 from conlst.contract.labels import NAMES
 from conlst.data.pairs import read_pairs
 from conlst.model.starter import load_starter
-from conlst.platform import objects
+from conlst.platform import objects, registry, tracking
+from pipelines.local_services import free_port
 from tiny import WORDS, tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
-COMMANDS = [
-    *("run", "train-source", "adapt", "evaluate", "export", "trim", "compile", "train-job"),
-    *("promote", "rollback", "history", "push", "replay", "serve", "predict", "compact", "bench"),
-]
+
+def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every command below a parser by what is typed for it, those of a command (``schedule create``) after it."""
+    for action in parser._actions:
+        for word, sub in action.choices.items() if isinstance(action, argparse._SubParsersAction) else ():
+            yield f"{name}{word}", sub
+            yield from parsers(sub, f"{name}{word} ")
+
+
+COMMANDS = dict(parsers(command_line()))
+IMAGE = "registry/conlst-train@sha256:" + "0" * 64
 WEIGHTS = "weights.safetensors"
 
 
@@ -119,16 +130,22 @@ def exported(user: Path, adapted: dict[str, Any]) -> dict[str, Any]:
 def test_help_names_every_command_and_teaches_the_way() -> None:
     ended = conlst("--help")
     assert ended.status == 0
-    for command in COMMANDS:
+    for command in (command for command in COMMANDS if " " not in command):
         assert f"    {command} " in ended.out or f"    {command}\n" in ended.out, command
     assert "conlst adapt --config" in ended.out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    ended = conlst(command, "--help")
+    ended = conlst(*command.split(), "--help")
     assert ended.status == 0
     assert ended.out.startswith(f"usage: conlst {command} ")
+
+
+def test_no_option_may_be_cut_short() -> None:
+    # a script that cuts one short would break when another of that beginning comes
+    assert {"submit", "schedule create", "trim", "compact"} <= COMMANDS.keys()
+    assert [name for name, parser in COMMANDS.items() if parser.allow_abbrev] == []
 
 
 def test_the_version_is_told() -> None:
@@ -143,6 +160,49 @@ def test_wrong_usage_ends_with_two(arguments: list[str]) -> None:
     ended = conlst(*arguments)
     assert ended.status == 2
     assert "usage: conlst" in ended.err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--config", "demo", "--store", "s3://b/m", "--at-once"],
+        ["train-job", "--config", "demo", "--image", IMAGE, "--store", "s3://b/m", "--data", "sample:en", "--nodes"],
+        ["bench", "xnli", "--matrix", "x.yaml", "--jobs"],
+        ["compact", "--model", "x", "--card", "x", "--out", "x", "--rank"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_number_of_what_there_must_be_is_at_least_one(arguments: list[str], value: str) -> None:
+    ended = conlst(*arguments, value)
+    assert ended.status == 2
+    assert f"argument {arguments[-1]}: " in ended.err
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "nowhere" / "made.yaml"
+    for command in (("compile",), ("train-job", "--store", "s3://b/m", "--data", "sample:en")):
+        cluster = tmp_path / "cluster.yaml"
+        cluster.write_text("gpus: 0\n")
+        ended = conlst(*command, "--config", "demo", "--image", IMAGE, "--cluster", cluster, "--out", out)
+        assert ended.complaint == f"conlst {command[0]}: {out}: No such file or directory"
+
+
+def test_an_error_of_the_system_that_names_no_file_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_given: object, **_more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.cluster.compile_for_cluster", full)
+    with pytest.raises(OSError, match="No space left"):
+        conlst("compile", "--config", "demo", "--image", IMAGE, "--out", tmp_path / "p.yaml")
+
+
+def test_train_job_writes_the_manifest(tmp_path: Path) -> None:
+    out = tmp_path / "job.yaml"
+    given = ("--config", "xnli-mbert", "--image", IMAGE, "--store", "s3://b/m", "--nodes", 4, "--out", out, "--data")
+    assert conlst("train-job", *given, "s3://b/mnli.tsv.gz").result == {"train_job": str(out), "nodes": 4, "processes": 4}
+    assert yaml.safe_load(out.read_text())["spec"]["trainer"]["numNodes"] == 4
+    assert "pods read only s3://" in conlst("train-job", *given, "http://host/mnli.tsv.gz").complaint
 
 
 def test_train_source_tells_its_accuracy(user: Path, source: dict[str, Any]) -> None:
@@ -247,6 +307,21 @@ def test_evaluate_gives_what_acceptance_reads(user: Path, adapted: dict[str, Any
     assert result["protocol"] == "inductive"
     assert result["evaluation"] == f"{adapted['model']}.evaluation"
     assert Path(result["page"]).is_file()
+
+
+def test_a_report_goes_beside_the_model_and_never_into_it(
+    user: Path, adapted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("--data", user / "test.tsv", "--language", "sw")
+    before = sorted(Path(adapted["model"]).iterdir())
+    evaluated = conlst("evaluate", "--model", f"{adapted['model']}/", *common).result
+    assert evaluated["evaluation"] == f"{adapted['model']}.evaluation"
+    monkeypatch.chdir(adapted["model"])
+    assert conlst("evaluate", "--model", ".", *common).result["evaluation"] == f"{adapted['model']}.evaluation"
+    assert sorted(Path(adapted["model"]).iterdir()) == before
+    monkeypatch.chdir(tmp_path)
+    assert "name one with --out" in conlst("evaluate", "--model", "s3://bucket/models/manifests/0.json", *common).complaint
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluate_compares_with_an_earlier_evaluation(
@@ -387,9 +462,62 @@ def test_a_folder_is_pushed_again(tmp_path: Path, bucket: str) -> None:
     objects.check_folder(address)
 
 
-def test_what_was_kept_in_s3_is_replayed(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_kept_in_s3_is_replayed_once(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = f"{bucket}/untracked"
+    monkeypatch.setenv("CONLST_UNTRACKED", stored)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with tracking.run("pipeline", experiment="kept", folder=tmp_path / "run") as kept:
+        kept.metrics({"accuracy": 0.7})
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    # its begin, the metric, its end
+    assert conlst("replay", stored).result == {"sent": 3}
+    (found,) = MlflowClient(database).search_runs([MlflowClient(database).get_experiment_by_name("kept").experiment_id])
+    assert found.data.metrics == {"accuracy": 0.7}
+    assert conlst("replay", stored).result == {"sent": 0}
+
+
+def test_a_champion_is_promoted_rolled_back_and_told_of(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert conlst("replay", f"{bucket}/untracked").result == {"sent": 0}
+
+    def registered(name: str, accuracy: float) -> str:
+        with publish(tmp_path / name, kind="onnx") as staging:
+            (staging / "model.onnx").write_text(name)
+        address = objects.push_folder(tmp_path / name, f"{bucket}/models")
+        measured = {"accuracy": accuracy, "ece": 0.05, "n": 5010, "zero_shot_accuracy": 0.6, "parity": 1e-5}
+        registry.register("sw", address, verify(tmp_path / name).digest, metrics=measured, tags={"code": "abc", "data": "d1"})
+        return address
+
+    promote = ("promote", "--config", "xnli-e5-small", "--language", "sw")
+    first = registered("one", 0.64)
+    told = conlst(*promote).result
+    assert told.keys() == {"language", "version", "promoted", "reasons"}
+    assert (told["language"], told["version"], told["promoted"]) == ("sw", 1, True)
+    assert conlst(*promote).complaint == "conlst promote: nli-sw has no challenger; name a version with --version"
+
+    registered("two", 0.62)
+    refused = conlst(*promote).result
+    assert (refused["version"], refused["promoted"]) == (2, False)
+    assert refused["reasons"]
+
+    third = registered("three", 0.66)
+    assert conlst(*promote, "--version", 3).result["promoted"]
+    assert conlst("rollback", "--language", "sw").result == {"language": "sw", "champion": 1, "uri": first}
+
+    ended = conlst("history", "--language", "sw")
+    champions = ended.result["champions"]
+    assert [(entry["action"], entry["version"], entry["replaces"], entry["uri"]) for entry in champions] == [
+        ("promote", 1, None, first),
+        ("promote", 3, 1, third),
+        ("rollback", 1, 3, first),
+    ]
+    *lines, _ = ended.out.splitlines()
+    assert [line.partition("  ")[2].partition(",")[0] for line in lines] == [
+        "promote  version 1",
+        "promote  version 3",
+        "rollback  version 1",
+    ]
 
 
 def test_nothing_to_replay_is_a_clean_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """What the demonstration assumes of the pipeline and of its configuration."""
 
+import signal
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -32,3 +34,10 @@ def test_progress_reads_the_runner_s_coloured_log() -> None:
     line = "14:10:43.1 - INFO - Task \x1b[96m'self-train'\x1b[0m finished with status \x1b[92mSUCCESS\x1b[0m\n"
 
     assert demo.FINISHED.search(line).groups() == ("self-train", "SUCCESS")
+
+
+def test_a_program_that_ignores_its_end_is_not_left_running() -> None:
+    stubborn = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]
+    with demo._process(stubborn, subprocess.PIPE, seconds=0.2) as process:
+        assert process.stdout.readline() == b"ready\n"
+    assert process.returncode == -signal.SIGKILL

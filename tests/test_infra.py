@@ -29,7 +29,7 @@ from infra.stamp import wrong
 from infra.validate import render
 from machine import needs
 from pipelines.cluster import Cluster, on_cluster
-from serving.__main__ import GRACE_SECONDS
+from serving.ending import GRACE_SECONDS
 from serving.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -429,6 +429,15 @@ class TestImages:
         copied = {source.split("/")[0] for target in TARGETS for source in _copied(target)} - {"."}
         assert copied <= allowed
         assert all((ROOT / name).exists() for name in allowed)
+
+    def test_the_image_of_tests_has_what_its_command_runs(self) -> None:
+        allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+        *_, command = (json.loads(argument) for instruction, argument in _stages()["test"] if instruction == "CMD")
+        files = [ROOT / word for word in command if word.startswith("tests/")]
+        assert len(files) > 20
+        for file in files:
+            packages = set(re.findall(r"^(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+            assert {package for package in packages if (ROOT / package).is_dir()} <= allowed, file
 
     @pytest.mark.parametrize("target", TARGETS)
     def test_packages_come_by_digest_and_leave_no_cache(self, target: str) -> None:

@@ -353,11 +353,11 @@ class TestTrainJob:
             (pod,) = with_train_job.selected(_policy(with_train_job, name)["podSelector"])
             assert pod.owner == "Pod/source"
 
-    def test_mlflow_and_s3_hear_it(self, with_train_job: Rendered) -> None:
-        for name in ("mlflow-clients", "seaweedfs-clients"):
+    def test_s3_hears_it_and_mlflow_which_it_does_not_ask_does_not(self, with_train_job: Rendered) -> None:
+        for name, hears in (("seaweedfs-clients", True), ("mlflow-clients", False)):
             (rule,) = _policy(with_train_job, name)["ingress"]
             heard = [pod.owner for peer in rule["from"] for pod in with_train_job.selected(peer["podSelector"])]
-            assert "Pod/source" in heard
+            assert ("Pod/source" in heard) is hears
 
     def test_its_pods_may_speak_where_torchrun_and_nccl_do(self, with_train_job: Rendered) -> None:
         for name, direction in (("train-job-peers", "egress"), ("train-job-clients", "ingress")):

@@ -1,5 +1,7 @@
 import os
+import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +11,8 @@ from botocore.exceptions import ClientError
 
 from conlst.contract.errors import BackendError
 from pipelines import local_services
-from pipelines.local_services import S3Service, mlflow_server, seaweedfs
+from pipelines.local_services import S3Service, seaweedfs, stop
+from services import real_mlflow
 
 
 def client(service: S3Service, **changes: str):
@@ -65,6 +68,15 @@ def test_ports_leave_room_for_their_companions():
     assert max(ports) + 10_000 < 65_536
 
 
+def test_what_does_not_end_when_it_is_told_to_is_killed_with_its_children():
+    stubborn = "trap '' TERM; sleep 60 & echo ready; while :; do wait; done"
+    process = subprocess.Popen(["sh", "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout.readline() == b"ready\n"
+    stop(process, seconds=0.2)
+    assert process.returncode == -signal.SIGKILL
+    assert process.stdout.read() == b""
+
+
 @pytest.mark.slow
 def test_seaweedfs_keeps_its_data_over_a_restart_and_takes_only_its_own_keys(tmp_path):
     with seaweedfs(tmp_path, bucket="kept") as first:
@@ -85,7 +97,7 @@ def test_servers_stand_side_by_side_and_leave_no_process(tmp_path):
     with seaweedfs(tmp_path / "one") as one, seaweedfs(tmp_path / "two") as two:
         client(one).put_object(Bucket=one.bucket, Key="only-here", Body=b"")
         assert client(two).list_objects_v2(Bucket=two.bucket)["KeyCount"] == 0
-        with mlflow_server(tmp_path / "mlflow", one) as uri:
+        with real_mlflow(tmp_path / "mlflow", one) as uri:
             (group,) = group_of(int(uri.rsplit(":", 1)[1]))
         assert not alive(group)
         assert (tmp_path / "mlflow" / "mlflow.db").is_file()

@@ -10,6 +10,7 @@ from conlst.contract.config import Config, config_from_dict, with_settings
 from conlst.platform import collected, objects, registry
 from conlst.runtime.table import Tables
 from pipelines.local import run_locally
+from services import champion_of
 from serving.feedback import Feedback
 from serving.models import Served, Source, open_model
 from serving.settings import Settings
@@ -77,12 +78,12 @@ def test_new_text_is_adapted_to_and_nothing_to_do_is_a_clean_success(
     # too little new text: no version is made, and none is missed
     collect(served, feedback, 20, 5)
     assert run("second") == []
-    assert registry.champion("sw").version == 1
+    assert champion_of("sw").version == 1
 
     collect(served, feedback, 40, 6)
     (third,) = run("third")
     assert third["promoted"]
-    champion = registry.champion("sw")
+    champion = champion_of("sw")
     assert champion.version == 2
     # each adaptation had its own text, and the little that had waited was taken along
     assert [entry.metrics["unlabelled_n"] for entry in registry.history("sw")] == [80, 60]
@@ -103,7 +104,7 @@ def test_one_model_is_trained_on_the_new_text_of_all_languages_and_released_in_e
 
     decisions = run_locally(config, tmp_path / "first", store, at_once=2)["decisions"]
     assert {row["language"]: row["promoted"] for row in decisions} == {"sw": True, "ur": True}
-    champions = {language: registry.champion(language) for language in ("sw", "ur")}
+    champions = {language: champion_of(language) for language in ("sw", "ur")}
     models, pools = ({champion.tags[name] for champion in champions.values()} for name in ("model_digest", "pool"))
     assert (len(models), len(pools)) == (1, 1)
     for language, champion in champions.items():

@@ -35,6 +35,10 @@ def arrays(pairs: list[tuple[tuple[float, ...], int]]) -> tuple[np.ndarray, np.n
     return np.array([row for row, _ in pairs]), np.array([label for _, label in pairs])
 
 
+def report(probabilities: Any, labels: Any, **settings: Any) -> dict[str, Any]:
+    return metrics.evaluate_probabilities(probabilities, labels, Evaluate(**settings))
+
+
 def facts(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[float, int, int]]:
     """Confidence, prediction and label of every pair, in plain Python."""
     rows = probabilities.tolist()
@@ -88,12 +92,12 @@ def slow_p_value(only_before: int, only_after: int) -> Fraction:
 
 
 def test_accuracy_by_hand() -> None:
-    assert metrics.accuracy(PROBABILITIES, LABELS) == 0.5
+    assert report(PROBABILITIES, LABELS)["accuracy"] == 0.5
 
 
 def test_confusion_has_the_truth_in_rows() -> None:
     expected = [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
-    assert metrics.confusion(PROBABILITIES, LABELS).tolist() == expected
+    assert report(PROBABILITIES, LABELS)["confusion"] == expected
 
 
 @REPEATABLE
@@ -103,45 +107,45 @@ def test_confusion_counts_every_pair_once(pairs: list[tuple[tuple[float, ...], i
     expected = [[0] * 3 for _ in range(3)]
     for _, prediction, label in facts(probabilities, labels):
         expected[label][prediction] += 1
-    assert metrics.confusion(probabilities, labels).tolist() == expected
+    assert report(probabilities, labels)["confusion"] == expected
 
 
 def test_equal_maxima_are_the_first_class() -> None:
-    assert metrics.confusion(np.array([[0.2, 0.4, 0.4]]), np.array([2]))[2, 1] == 1
+    assert report(np.array([[0.2, 0.4, 0.4]]), np.array([2]))["confusion"][2][1] == 1
 
 
 def test_per_class_by_hand() -> None:
-    table = metrics.per_class(PROBABILITIES, LABELS)
+    table = report(PROBABILITIES, LABELS)["per_class"]
     assert table["entailment"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "labelled": 2, "predicted": 1}
     assert table["neutral"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "labelled": 1, "predicted": 2}
     assert table["contradiction"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "labelled": 1, "predicted": 1}
 
 
 def test_per_class_has_no_value_where_nothing_was_counted() -> None:
-    table = metrics.per_class(np.array([[0.8, 0.1, 0.1]]), np.array([1]))
+    table = report(np.array([[0.8, 0.1, 0.1]]), np.array([1]))["per_class"]
     assert (table["entailment"]["precision"], table["entailment"]["recall"]) == (0.0, None)
     assert (table["neutral"]["precision"], table["neutral"]["recall"]) == (None, 0.0)
     assert [table["contradiction"][score] for score in ("precision", "recall", "f1")] == [None, None, None]
 
 
 def test_macro_f1_by_hand() -> None:
-    assert metrics.macro_f1(PROBABILITIES, LABELS) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert report(PROBABILITIES, LABELS)["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
 
 
 def test_macro_f1_leaves_out_a_class_that_occurs_nowhere() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]])
-    assert metrics.macro_f1(probabilities, np.array([0, 1])) == 1.0
+    assert report(probabilities, np.array([0, 1]))["macro_f1"] == 1.0
 
 
 @pytest.mark.parametrize(("labels", "expected"), [([0, 2], (2 / 3 + 0) / 2), ([0, 1], (2 / 3 + 0) / 2)])
 def test_macro_f1_counts_a_class_that_occurs_on_one_side_as_zero(labels: list[int], expected: float) -> None:
-    assert metrics.macro_f1(np.array([[0.9, 0.1, 0.0]] * 2), np.array(labels)) == pytest.approx(expected)
+    assert report(np.array([[0.9, 0.1, 0.0]] * 2), np.array(labels))["macro_f1"] == pytest.approx(expected)
 
 
 @REPEATABLE
 @given(_judged)
 def test_macro_f1_is_the_reference(pairs: list[tuple[tuple[float, ...], int]]) -> None:
-    assert metrics.macro_f1(*arrays(pairs)) == pytest.approx(slow_macro_f1(*arrays(pairs)), abs=1e-12)
+    assert report(*arrays(pairs))["macro_f1"] == pytest.approx(slow_macro_f1(*arrays(pairs)), abs=1e-12)
 
 
 def test_calibration_error_by_hand() -> None:
@@ -166,20 +170,20 @@ def test_calibration_error_is_the_reference(pairs: list[tuple[tuple[float, ...],
 def test_reliability_bins_are_closed_on_the_right(confidence: float, upper: float) -> None:
     rest = 1 - confidence
     row = [confidence, min(rest, 0.35), rest - min(rest, 0.35)]
-    (filled,) = [row for row in metrics.reliability(np.array([row]), np.array([0]), 10) if row["count"]]
+    (filled,) = [row for row in report(np.array([row]), np.array([0]))["reliability"] if row["count"]]
     assert filled["upper"] == upper
     assert filled["confidence"] == confidence
 
 
 def test_reliability_has_no_value_in_an_empty_bin() -> None:
-    table = metrics.reliability(PROBABILITIES, LABELS, 10)
+    table = report(PROBABILITIES, LABELS)["reliability"]
     assert [row["count"] for row in table] == [0, 0, 0, 0, 1, 1, 0, 0, 0, 2]
     assert (table[0]["confidence"], table[0]["accuracy"]) == (None, None)
     assert (table[9]["confidence"], table[9]["accuracy"]) == (pytest.approx(0.955), 0.5)
 
 
 def test_bands_by_hand() -> None:
-    high, middle, low = metrics.bands(PROBABILITIES, LABELS, 0.5, 0.9)
+    high, middle, low = report(PROBABILITIES, LABELS)["bands"]
     assert (high["band"], high["count"], high["correct"], high["share"], high["accuracy"]) == ("high", 2, 1, 0.5, 0.5)
     assert (middle["band"], middle["count"], middle["share"], middle["accuracy"]) == ("middle", 1, 0.25, 0.0)
     assert (low["band"], low["count"], low["share"], low["accuracy"]) == ("low", 1, 0.25, 1.0)
@@ -187,11 +191,11 @@ def test_bands_by_hand() -> None:
 
 def test_the_middle_band_holds_both_its_borders() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2]])
-    assert [row["count"] for row in metrics.bands(probabilities, np.array([0, 0]), 0.5, 0.9)] == [0, 2, 0]
+    assert [row["count"] for row in report(probabilities, np.array([0, 0]))["bands"]] == [0, 2, 0]
 
 
 def test_an_empty_band_has_no_accuracy() -> None:
-    (high, *_) = metrics.bands(PROBABILITIES[1:3], LABELS[1:3], 0.5, 0.9)
+    (high, *_) = report(PROBABILITIES[1:3], LABELS[1:3])["bands"]
     assert (high["count"], high["share"], high["accuracy"]) == (0, 0.0, None)
 
 
@@ -204,14 +208,14 @@ def test_bands_are_the_reference(pairs: list[tuple[tuple[float, ...], int]]) -> 
         "middle": [pair for pair in judged if 0.5 <= pair[0] <= 0.75],
         "low": [pair for pair in judged if pair[0] < 0.5],
     }
-    for row in metrics.bands(*arrays(pairs), 0.5, 0.75):
+    for row in report(*arrays(pairs), low=0.5, high=0.75)["bands"]:
         right = [prediction == label for _, prediction, label in members[row["band"]]]
         assert (row["count"], row["correct"]) == (len(right), sum(right))
         assert row["accuracy"] == (sum(right) / len(right) if right else None)
 
 
 def test_noise_histogram_by_hand() -> None:
-    histogram = metrics.noise_histogram(PROBABILITIES, LABELS, 4)
+    histogram = report(PROBABILITIES, LABELS, bins=4)["histogram"]
     assert histogram["edges"] == pytest.approx([1 / 3, 1 / 2, 2 / 3, 5 / 6, 1])
     assert histogram["clean"] == [1, 0, 0, 1]
     assert histogram["noisy"] == [0, 1, 0, 1]
@@ -220,7 +224,7 @@ def test_noise_histogram_by_hand() -> None:
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_noise_histogram_holds_both_ends(kind: type[np.floating[Any]]) -> None:
     third = kind(1) / kind(3)
-    histogram = metrics.noise_histogram(np.array([[third] * 3, [1, 0, 0]], dtype=kind), np.array([0, 0]), 6)
+    histogram = report(np.array([[third] * 3, [1, 0, 0]], dtype=kind), np.array([0, 0]), bins=6)["histogram"]
     assert histogram["clean"] == [1, 0, 0, 0, 0, 1]
     assert (histogram["edges"][0], histogram["edges"][-1]) == (1 / 3, 1.0)
 
@@ -228,7 +232,7 @@ def test_noise_histogram_holds_both_ends(kind: type[np.floating[Any]]) -> None:
 @REPEATABLE
 @given(_judged, st.integers(2, 20))
 def test_noise_histogram_is_the_reference(pairs: list[tuple[tuple[float, ...], int]], bins: int) -> None:
-    histogram = metrics.noise_histogram(*arrays(pairs), bins)
+    histogram = report(*arrays(pairs), bins=bins)["histogram"]
     expected: dict[bool, list[int]] = {True: [0] * bins, False: [0] * bins}
     for confidence, prediction, label in facts(*arrays(pairs)):
         place = next((i for i, upper in enumerate(histogram["edges"][1:]) if confidence <= upper), bins - 1)
@@ -237,30 +241,24 @@ def test_noise_histogram_is_the_reference(pairs: list[tuple[tuple[float, ...], i
 
 
 def test_equal_coverage_by_hand() -> None:
-    rows = metrics.equal_coverage(PROBABILITIES, LABELS, (10, 50, 51, 100))
-    # by confidence: wrong, right, wrong, right; 10 % of four pairs is rounded up to one
-    assert [(row["percent"], row["count"]) for row in rows] == [(10, 1), (50, 2), (51, 3), (100, 4)]
-    assert [row["accuracy"] for row in rows] == [0.0, 0.5, pytest.approx(1 / 3), 0.5]
+    rows = report(PROBABILITIES, LABELS)["coverage"]
+    # by confidence: wrong, right, wrong, right; 10 % and 20 % of four pairs are rounded up to one, 80 % to all
+    assert [(row["percent"], row["count"]) for row in rows] == [(10, 1), (20, 1), (50, 2), (80, 4), (100, 4)]
+    assert [row["accuracy"] for row in rows] == [0.0, 0.0, 0.5, 0.5, 0.5]
 
 
 def test_equals_at_the_cut_count_with_their_mean() -> None:
     probabilities = np.array([[1.0, 0.0, 0.0]] * 4)
-    (half,) = metrics.equal_coverage(probabilities, np.array([0, 1, 1, 1]), (50,))
+    _, _, half, _, _ = report(probabilities, np.array([0, 1, 1, 1]))["coverage"]
     assert half == {"percent": 50, "count": 2, "accuracy": 0.25}
 
 
 @REPEATABLE
 @given(_judged)
 def test_equal_coverage_is_the_reference(pairs: list[tuple[tuple[float, ...], int]]) -> None:
-    for row in metrics.equal_coverage(*arrays(pairs), (1, 10, 33, 50, 99, 100)):
-        assert row["count"] == math.ceil(Fraction(int(row["percent"] or 0) * len(pairs), 100))
-        assert row["accuracy"] == pytest.approx(float(slow_accuracy_at(*arrays(pairs), int(row["count"] or 0))), abs=1e-12)
-
-
-@pytest.mark.parametrize("percent", [0, -1, 101])
-def test_coverage_of_an_impossible_share_is_refused(percent: int) -> None:
-    with pytest.raises(DataError, match=f"{percent} %"):
-        metrics.equal_coverage(PROBABILITIES, LABELS, (percent,))
+    for row in report(*arrays(pairs))["coverage"]:
+        assert row["count"] == math.ceil(Fraction(row["percent"] * len(pairs), 100))
+        assert row["accuracy"] == pytest.approx(float(slow_accuracy_at(*arrays(pairs), row["count"])), abs=1e-12)
 
 
 def test_mcnemar_by_hand() -> None:
@@ -322,26 +320,19 @@ def test_wilson_interval_of_no_share_is_refused(correct: int, n: int) -> None:
 @given(_judged)
 def test_an_evaluation_is_json_and_agrees_with_its_parts(pairs: list[tuple[tuple[float, ...], int]]) -> None:
     probabilities, labels = arrays(pairs)
-    evaluation = metrics.evaluate_probabilities(probabilities, labels, Evaluate(bins=7, low=0.4, high=0.8))
+    evaluation = report(probabilities, labels, bins=7, low=0.4, high=0.8)
     assert json.loads(json.dumps(evaluation, allow_nan=False)) == evaluation
     assert evaluation["n"] == len(pairs)
-    assert evaluation["accuracy"] == metrics.accuracy(probabilities, labels) == evaluation["correct"] / len(pairs)
+    assert evaluation["accuracy"] == evaluation["correct"] / len(pairs)
     assert tuple(evaluation["accuracy_interval"]) == metrics.wilson_interval(evaluation["correct"], len(pairs))
-    assert evaluation["macro_f1"] == metrics.macro_f1(probabilities, labels)
     assert evaluation["ece"] == metrics.expected_calibration_error(probabilities, labels, 7)
-    assert evaluation["confusion"] == metrics.confusion(probabilities, labels).tolist()
-    assert evaluation["per_class"] == metrics.per_class(probabilities, labels)
-    assert evaluation["reliability"] == metrics.reliability(probabilities, labels, 7)
-    assert evaluation["bands"] == metrics.bands(probabilities, labels, 0.4, 0.8)
-    assert evaluation["histogram"] == metrics.noise_histogram(probabilities, labels, 7)
-    assert evaluation["coverage"] == metrics.equal_coverage(probabilities, labels)
 
 
 @REPEATABLE
 @given(_judged, st.randoms(use_true_random=False))
 def test_the_order_of_the_pairs_changes_nothing(pairs: list[tuple[tuple[float, ...], int]], random: Any) -> None:
     shuffled = random.sample(pairs, len(pairs))
-    one, other = (metrics.evaluate_probabilities(*arrays(side), Evaluate()) for side in (pairs, shuffled))
+    one, other = (report(*arrays(side)) for side in (pairs, shuffled))
     assert one == other
 
 
@@ -358,7 +349,7 @@ def test_the_order_of_the_pairs_changes_no_comparison(triples: list[tuple[Any, A
 @REPEATABLE
 @given(_judged)
 def test_saying_everything_twice_doubles_counts_only(pairs: list[tuple[tuple[float, ...], int]]) -> None:
-    once, twice = (metrics.evaluate_probabilities(*arrays(side), Evaluate()) for side in (pairs, pairs * 2))
+    once, twice = (report(*arrays(side)) for side in (pairs, pairs * 2))
     assert (twice["n"], twice["correct"]) == (2 * once["n"], 2 * once["correct"])
     for measure in ("accuracy", "macro_f1", "ece"):
         assert twice[measure] == pytest.approx(once[measure], abs=1e-12)
@@ -369,7 +360,7 @@ def test_saying_everything_twice_doubles_counts_only(pairs: list[tuple[tuple[flo
 @REPEATABLE
 @given(_judged)
 def test_full_coverage_is_the_accuracy_and_bins_hold_every_pair(pairs: list[tuple[tuple[float, ...], int]]) -> None:
-    evaluation = metrics.evaluate_probabilities(*arrays(pairs), Evaluate())
+    evaluation = report(*arrays(pairs))
     assert evaluation["coverage"][-1] == {"percent": 100, "count": len(pairs), "accuracy": evaluation["accuracy"]}
     assert sum(row["count"] for row in evaluation["reliability"]) == len(pairs)
     assert sum(row["count"] for row in evaluation["bands"]) == len(pairs)
@@ -381,9 +372,7 @@ def test_float32_and_float64_agree() -> None:
     generator = np.random.default_rng(3)
     probabilities = generator.dirichlet([1, 1, 1], 500)
     labels = generator.integers(0, 3, 500)
-    wide, narrow = (
-        metrics.evaluate_probabilities(side, labels, Evaluate()) for side in (probabilities, probabilities.astype(np.float32))
-    )
+    wide, narrow = (report(side, labels) for side in (probabilities, probabilities.astype(np.float32)))
     assert narrow["bands"] == wide["bands"]
     assert narrow["ece"] == pytest.approx(wide["ece"], abs=1e-6)
 
@@ -434,7 +423,7 @@ def test_both_sides_of_a_comparison_are_the_evaluations() -> None:
     after = PROBABILITIES[:, [0, 2, 1]]
     found = metrics.compare(PROBABILITIES, after, LABELS, Evaluate())
     for side, probabilities in (("before", PROBABILITIES), ("after", after)):
-        evaluation = metrics.evaluate_probabilities(probabilities, LABELS, Evaluate())
+        evaluation = report(probabilities, LABELS)
         assert found[side] == {key: evaluation[key] for key in found[side]}
         assert found["histogram"][side]["clean"] == evaluation["histogram"]["clean"]
         assert [row[side] for row in found["coverage"]] == [row["accuracy"] for row in evaluation["coverage"]]
@@ -464,16 +453,8 @@ _WRONG: dict[str, tuple[Any, Any, str]] = {
 def test_what_cannot_be_trusted_is_refused_by_every_measure(case: str) -> None:
     probabilities, labels, message = _WRONG[case]
     measures: list[Any] = [
-        metrics.accuracy,
-        metrics.confusion,
-        metrics.per_class,
-        metrics.macro_f1,
-        metrics.equal_coverage,
-        lambda rows, truth: metrics.reliability(rows, truth, 10),
         lambda rows, truth: metrics.expected_calibration_error(rows, truth, 10),
-        lambda rows, truth: metrics.bands(rows, truth, 0.5, 0.9),
-        lambda rows, truth: metrics.noise_histogram(rows, truth, 10),
-        lambda rows, truth: metrics.evaluate_probabilities(rows, truth, Evaluate()),
+        report,
         lambda rows, truth: metrics.compare(rows, rows, truth, Evaluate()),
     ]
     for measure in measures:
@@ -488,11 +469,11 @@ def test_compare_refuses_other_pairs_on_either_side() -> None:
 
 
 def test_labels_may_be_the_contracts_enum() -> None:
-    assert metrics.accuracy(PROBABILITIES, [Label.ENTAILMENT, Label.NEUTRAL, Label.CONTRADICTION, Label.ENTAILMENT]) == 0.5
+    assert report(PROBABILITIES, [Label.ENTAILMENT, Label.NEUTRAL, Label.CONTRADICTION, Label.ENTAILMENT])["accuracy"] == 0.5
 
 
 def test_a_sum_off_by_float32_rounding_is_accepted() -> None:
-    assert metrics.accuracy(np.array([[0.7, 0.2, 0.1]]) * (1 + 1e-6), np.array([0])) == 1.0
+    assert report(np.array([[0.7, 0.2, 0.1]]) * (1 + 1e-6), np.array([0]))["accuracy"] == 1.0
 
 
 def test_coverage_shares_grow_to_all_pairs() -> None:

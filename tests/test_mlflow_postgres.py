@@ -28,7 +28,7 @@ from conlst.platform import objects, registry
 from machine import needs
 from pipelines.local_services import S3Service, free_port
 from postgres import Database, postgresql, programs
-from services import environment
+from services import champion_of, environment
 
 ROOT = Path(__file__).parents[1]
 GATE = Gate(min_accuracy=0.6, min_gain=0.01, max_ece=0.1, min_pairs=100, max_parity=1e-4)
@@ -151,7 +151,7 @@ def test_registry_with_users_outlives_a_broken_off_database(
             user(address, SERVING | {"MLFLOW_TRACKING_PASSWORD": "wrong"}),
             pytest.raises(RegistryError, match=r"401|authenticated"),
         ):
-            registry.champion("sw")
+            champion_of("sw")
     assert [address for address in objects.list_objects(f"s3://{s3.bucket}/postgres-mlflow") if address.endswith("note.txt")]
 
     database.stop(orderly=False)

@@ -7,8 +7,9 @@ import pytest
 
 from conlst.contract.artifacts import verify
 from conlst.contract.config import config_from_dict
-from conlst.platform import objects, registry
+from conlst.platform import objects
 from pipelines.local import run_locally
+from services import champion_of
 from tiny import tiny_backbone, tiny_config, tiny_pairs, write_tsv
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ def test_pipeline_trains_evaluates_and_promotes_each_language(
 
     assert {row["language"]: row["promoted"] for row in result["decisions"]} == {"sw": True, "ur": True}
     for language in ("sw", "ur"):
-        champion = registry.champion(language)
+        champion = champion_of(language)
         assert champion is not None
         assert champion.tags["protocol"] == "transductive"
         folder = objects.fetch_folder(champion.uri, tmp_path / "served" / language)

@@ -62,9 +62,16 @@ def test_the_pods_run_as_the_account_of_the_pipeline_unless_another_is_named() -
 
 
 def test_keys_come_by_reference_only() -> None:
-    environment = made()["spec"]["trainer"]["env"]
-    assert {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"} <= {entry["name"] for entry in environment}
-    assert all(entry.keys() == {"name", "valueFrom"} for entry in environment)
+    environment = {entry["name"]: entry for entry in made()["spec"]["trainer"]["env"]}
+    told = {name: entry["value"] for name, entry in environment.items() if "valueFrom" not in entry}
+    assert told == {"CONLST_IMAGE": IMAGE, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    assert environment["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "conlst-s3"
+
+
+def test_the_pods_know_nothing_of_mlflow_where_they_record_nothing() -> None:
+    names = {entry["name"] for entry in made()["spec"]["trainer"]["env"]}
+    assert {"AWS_ENDPOINT_URL_S3", "HF_ENDPOINT"} <= names
+    assert not [name for name in names if "MLFLOW" in name or name == "CONLST_UNTRACKED"]
 
 
 def test_without_gpus_every_node_has_a_process() -> None:
@@ -82,12 +89,22 @@ def test_without_gpus_every_node_has_a_process() -> None:
 
 
 def test_what_pods_cannot_read_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"en\.tsv is a file of this machine"):
-        made(data=["en.tsv"])
-    with pytest.raises(ConfigError, match=r"dev\.tsv is a file of this machine"):
+    for source in ("en.tsv", "/data/en.tsv", "http://host/en.tsv", "collected:s3://bucket/feedback"):
+        with pytest.raises(ConfigError, match=f"^--data {source}: pods read only s3://"):
+            made(data=["s3://bucket/en.tsv", source])
+    with pytest.raises(ConfigError, match=r"^--dev dev\.tsv: pods read only s3://"):
         made(dev="dev.tsv")
     with pytest.raises(ConfigError, match="must name a digest"):
         made(image="registry/conlst-train:latest")
+
+
+def test_pods_read_what_s3_the_hub_and_the_image_have() -> None:
+    sources = ["s3://bucket/en.tsv", "hub:nyu-mll/multi_nli@main:train", "sample:en"]
+    arguments = made(data=sources, dev="hub:nyu-mll/multi_nli@main:validation_matched")["spec"]["trainer"]["args"]
+    assert arguments[arguments.index("--data") + 1 : arguments.index("--dev") + 2] == [
+        *sources,
+        *("--dev", "hub:nyu-mll/multi_nli@main:validation_matched"),
+    ]
 
 
 def test_a_dollar_in_the_configuration_is_not_expanded_by_kubernetes() -> None:

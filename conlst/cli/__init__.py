@@ -37,11 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = options.command(options)
     except ConlstError as error:
-        log.debug("", exc_info=True)
-        print(f"conlst {options.name}: {error}", file=sys.stderr)
-        return 1
+        return _failed(options.name, str(error))
+    except OSError as error:
+        # without a file's name there is nothing that the caller could have named otherwise
+        if error.filename is None:
+            raise
+        return _failed(options.name, f"{error.filename}: {error.strerror}")
     print(json.dumps(result, sort_keys=True))
     return 0
+
+
+def _failed(command: str, why: str) -> int:
+    log.debug("", exc_info=True)
+    print(f"conlst {command}: {why}", file=sys.stderr)
+    return 1
 
 
 def command_line() -> argparse.ArgumentParser:

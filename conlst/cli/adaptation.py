@@ -55,7 +55,9 @@ def add_to(commands: Commands) -> None:
     sub.add_argument("--data", required=True, metavar="FILE", help="labelled pairs")
     sub.add_argument("--language", required=True)
     sub.add_argument("--before", type=Path, metavar="DIR", help="an earlier evaluation of the same pairs to compare with")
-    sub.add_argument("--out", type=Path, help="folder of the report (default: MODEL.evaluation)")
+    sub.add_argument(
+        "--out", type=Path, help="folder of the report (default: MODEL.evaluation beside it; to be named for an address)"
+    )
 
 
 def train_source(options: argparse.Namespace) -> Result:
@@ -130,10 +132,20 @@ def evaluate(options: argparse.Namespace) -> Result:
     from conlst.stages import folders
 
     config = read_config(options)
-    out = options.out or Path(f"{options.model}.evaluation")
+    out = options.out or _beside(options.model)
     work = work_folder(out)
     pairs = work / "pairs"
     model = folders.resolve_source_model(local_copy(options.model, work), work / "starter")
     folders.ingest(config, "test", local_copies([options.data], work), options.language, pairs)
     evaluation = folders.evaluate_model(config, model, pairs, options.language, out, options.before)
     return {"evaluation": str(out), "page": str(out / "page.html"), **evaluation}
+
+
+def _beside(model: str) -> Path:
+    """Where the report of a model's folder goes; inside it, the report would be a file that the manifest does not know."""
+    if "://" in model:
+        raise ConfigError(f"{model} has no folder beside it for the report; name one with --out")
+    folder = Path(model)
+    # "." and ".." name no folder
+    folder = folder.resolve() if folder.name in ("", "..") else folder
+    return folder.parent / f"{folder.name}.evaluation"

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conlst.cli.command import Commands, Result, add_configured, read_config
+from conlst.cli.command import Commands, Result, add_configuration, add_configured, positive, read_config
 from conlst.contract.config import Config
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ def add_to(commands: Commands) -> None:
         commands, "train-job", train_job, "write a TrainJob of Kubeflow Trainer that makes a source model on several nodes"
     )
     sub.add_argument("--job-name", default="conlst-source", metavar="NAME")
-    sub.add_argument("--nodes", type=int, default=2, metavar="N")
-    sub.add_argument("--data", nargs="+", required=True, metavar="S3", help="labelled English pairs")
-    sub.add_argument("--dev", metavar="S3", help="labelled English pairs to report accuracy on")
+    sub.add_argument("--nodes", type=positive, default=2, metavar="N")
+    sub.add_argument(
+        "--data", nargs="+", required=True, metavar="ADDRESS", help="labelled English pairs: s3://…, hub:<id> or sample:en"
+    )
+    sub.add_argument("--dev", metavar="ADDRESS", help="labelled English pairs to report accuracy on")
     sub.add_argument("--service-account", default="conlst-pipeline", metavar="NAME", help="that the pods run as (that of infra/)")
     sub.add_argument("--out", type=Path, default=Path("train-job.yaml"))
     _compiled_from(sub)
@@ -52,8 +54,7 @@ def add_to(commands: Commands) -> None:
             sub.add_argument("schedule", metavar="NAME")
         if action == "create":
             sub.add_argument("--cron", required=True, help="five fields, UTC: '0 3 * * 1' is Monday at 3:00")
-            sub.add_argument("--config", required=True, help="a .yaml file, or the name of a profile in configs/")
-            sub.add_argument("--set", action="extend", nargs="+", default=[], metavar="SECTION.KEY=VALUE")
+            add_configuration(sub)
             _compiled_from(sub)
 
 

@@ -22,13 +22,26 @@ def add_configured(
     """
     sub = commands.add_parser(name, help=does, description=does, allow_abbrev=False)
     sub.set_defaults(command=function)
+    add_configuration(sub, default)
+    return sub
+
+
+def add_configuration(sub: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Let a command take the configuration that :func:`read_config` reads; ``default`` as in :func:`add_configured`."""
     sub.add_argument(
         "--config", default=default, required=default is None, help="a .yaml file, or the name of a profile in configs/"
     )
     sub.add_argument(
         "--set", action="extend", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override a configuration value"
     )
-    return sub
+
+
+def positive(text: str) -> int:
+    """A number of at least 1, as a ``type`` of argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def read_config(options: argparse.Namespace) -> Config:

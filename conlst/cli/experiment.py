@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from conlst.cli.command import Commands, Result
+from conlst.cli.command import Commands, Result, positive
 from conlst.cli.inputs import read_text
 from conlst.contract.errors import ConfigError
 
@@ -19,7 +19,7 @@ def add_to(commands: Commands) -> None:
         "--out", type=Path, default=Path("benchmarks/results/xnli"), metavar="DIR", help="one JSON a cell; those there stay"
     )
     sub.add_argument("--system", action="extend", nargs="+", default=[], metavar="NAME", help="run only these; default: all")
-    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time, each with its share of the CPUs")
+    sub.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at a time, each with its share of the CPUs")
     sub.add_argument("--subset", type=int, metavar="N", help="N random pairs of every split, to see that the matrix runs")
     sub.add_argument("--document", type=Path, metavar="FILE", help="Markdown whose tables are made anew, with figures beside it")
     sub.add_argument("--tables-only", action="store_true", help="run nothing, only make tables and figures")

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from conlst.cli.command import Commands, Result, add_configured, read_config
+from conlst.cli.command import Commands, Result, add_configured, positive, read_config
 from conlst.cli.inputs import local_copies, local_copy, read_text, work_folder
 
 
@@ -22,16 +22,20 @@ def add_to(commands: Commands) -> None:
     )
     sub.add_argument("--out", type=Path, required=True, help="folder to serve")
 
-    sub = commands.add_parser("trim", help="cut exported models' vocabulary to what served text uses; its answers stay the same")
+    sub = commands.add_parser(
+        "trim", help="cut exported models' vocabulary to what served text uses; its answers stay the same", allow_abbrev=False
+    )
     sub.set_defaults(command=trim)
     sub.add_argument("--models", nargs="+", type=Path, required=True, metavar="DIR", help="folders that `conlst export` made")
     sub.add_argument("--texts", nargs="+", required=True, metavar="FILE", help="pairs that show every character to be known")
     sub.add_argument("--out", type=Path, required=True, help="folder of the trimmed folders, each by its old name")
 
-    sub = commands.add_parser("compact", help="keep a source model as low-rank differences from its backbone, to ship it")
+    sub = commands.add_parser(
+        "compact", help="keep a source model as low-rank differences from its backbone, to ship it", allow_abbrev=False
+    )
     sub.set_defaults(command=compact)
     sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="a source model with frozen embeddings")
-    sub.add_argument("--rank", type=int, default=64, help="directions kept of each matrix' difference")
+    sub.add_argument("--rank", type=positive, default=64, help="directions kept of each matrix' difference")
     sub.add_argument("--card", type=Path, required=True, metavar="FILE", help="what it was trained on, kept with it")
     sub.add_argument("--out", type=Path, required=True)
 

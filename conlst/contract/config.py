@@ -507,8 +507,12 @@ def config_from_dict(raw: dict[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{where}: {problems}") from None
+        raise ConfigError(f"{where}: {problems(error, 'config')}") from None
+
+
+def problems(error: ValidationError, whole: str) -> str:
+    """What a validation found, on one line: each wrong key with its section, or ``whole`` where no key is to blame."""
+    return "; ".join(f"{'.'.join(map(str, found['loc'])) or whole}: {found['msg']}" for found in error.errors())
 
 
 def config_from_json(text: str) -> Config:

@@ -1,5 +1,6 @@
 """Pretrained encoders by name: ``embedded:e5-small``, ``hub:<id>``, or a local folder in Hugging Face form."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from conlst.model.folder import Model, TextSettings, build_classifier, set_embed
 
 _EMBEDDED = "embedded:e5-small"
 _TABLE = "embeddings.word_embeddings.weight"
+
+_log = logging.getLogger(__name__)
 
 
 def load_backbone(backbone: Backbone, seed: int) -> Model:
@@ -80,6 +83,8 @@ def _from_transformers(backbone: Backbone) -> _Pretrained:
     name = backbone.name.removeprefix("hub:")
     if not backbone.name.startswith("hub:") and not Path(name).is_dir():
         raise ConfigError(f"backbone.name {backbone.name!r} is no folder; write hub:{name} to fetch it from the hub")
+    if backbone.revision is None and not Path(name).is_dir():
+        _log.warning("backbone %s names no revision and may change; pin it as backbone.revision: <commit>", backbone.name)
     try:
         config = AutoConfig.from_pretrained(name, revision=backbone.revision)
         encoder, loading = AutoModel.from_pretrained(

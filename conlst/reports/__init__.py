@@ -1,6 +1,7 @@
 """What is said of a model: numbers, pictures and a page. A number never stands without its protocol and its count."""
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from conlst.contract.errors import ConfigError
 
@@ -24,3 +25,9 @@ def describe(protocol: Protocol) -> str:
         return _MEANINGS[protocol]
     except KeyError:
         raise ConfigError(f"protocol {protocol!r} is not one of {', '.join(get_args(Protocol))}") from None
+
+
+def band_edges(row: Mapping[str, Any]) -> str:
+    """Which confidences a band of :mod:`conlst.reports.metrics` holds, in words."""
+    lower, upper = f"{row['lower']:g}", f"{row['upper']:g}"
+    return {"high": f"above {lower}", "middle": f"{lower} to {upper}", "low": f"below {upper}"}[row["band"]]

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from conlst.contract.errors import DataError
 from conlst.contract.labels import NAMES
-from conlst.reports import Protocol
+from conlst.reports import Protocol, band_edges
 from conlst.reports.metrics import wilson_interval
 from conlst.reports.style import AFTER, BEFORE, CLEAN, INK, NOISY, QUIET, WHOLE, card, legend_below, percent, tenths, thousands
 
@@ -99,7 +99,7 @@ def accuracy_by_band(comparison: Mapping[str, Any], path: Path, *, language: str
         for side, colour, offset in (("before", BEFORE, -0.2), ("after", AFTER, 0.2)):
             for place, row in enumerate(rows):
                 _band_bar(axes, place + offset, row[side], colour)
-        axes.set_xticks(range(len(rows)), [_band_name(row) for row in rows])
+        axes.set_xticks(range(len(rows)), [f"{row['band']}\n{band_edges(row)}" for row in rows])
         axes.set(
             xlabel="confidence", ylabel="accuracy", ylim=(0, 1.22), yticks=np.linspace(0, 1, 6), xlim=(-0.5, len(rows) - 0.5)
         )
@@ -183,15 +183,6 @@ def _band_bar(axes: Axes, place: float, row: Mapping[str, Any], colour: str) -> 
     top = wilson_interval(row["correct"], row["count"])[1]
     text = f"{100 * row['accuracy']:.1f} %\nn = {row['count']:,}"
     axes.text(place, top + 0.02, text, ha="center", va="bottom", fontsize=9)
-
-
-def _band_name(row: Mapping[str, Any]) -> str:
-    edges = {
-        "high": f"above {row['lower']:g}",
-        "middle": f"{row['lower']:g} to {row['upper']:g}",
-        "low": f"below {row['upper']:g}",
-    }
-    return f"{row['band']}\n{edges[row['band']]}"
 
 
 def _reach(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -9,7 +9,6 @@ no probability distribution.
 """
 
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -34,68 +33,9 @@ class _Judged(NamedTuple):
     clean: NDArray[np.bool_]
 
 
-def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Share of clean pairs."""
-    return float(_judge(probabilities, labels).clean.mean())
-
-
-def confusion(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
-    """Counts ``[3, 3]``: rows are the truth, columns the prediction."""
-    return _confusion(_judge(probabilities, labels))
-
-
-def per_class(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, dict[str, Any]]:
-    """Precision, recall and F1 of every class by name, with the counts they rest on.
-
-    Precision is ``None`` for a class never predicted, recall for one that no label has, F1 where both are so.
-    """
-    return _per_class(_judge(probabilities, labels))
-
-
-def macro_f1(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Mean F1 of the classes that occur in the labels or in the predictions.
-
-    A class absent from both is left out: nothing was asked and nothing was said about it, and a zero would hold a perfect
-    prediction of two-class data at 2/3. A class that occurs on one side only counts as zero.
-    """
-    return _macro_f1(_judge(probabilities, labels))
-
-
-def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int) -> list[dict[str, Any]]:
-    """Mean confidence and accuracy in ``bins`` bins of equal width over [0, 1].
-
-    Bins are closed on the right, ``(lower, upper]``; the first holds 0 too. Those that end below 1/3 are empty by nature.
-    """
-    return _reliability(_judge(probabilities, labels), bins)
-
-
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int) -> float:
-    """Mean over the pairs of ``|accuracy - mean confidence|`` of their bin, with the bins of :func:`reliability`."""
+    """Mean over the pairs of ``|accuracy - mean confidence|`` of their bin, with the bins of a report's ``reliability``."""
     return _expected_calibration_error(_judge(probabilities, labels), bins)
-
-
-def bands(probabilities: ArrayLike, labels: ArrayLike, low: float, high: float) -> list[dict[str, Any]]:
-    """The confidence bands of the paper's table 4: ``> high``, ``low..high`` with both borders, ``< low``."""
-    return _bands(_judge(probabilities, labels), low, high)
-
-
-def noise_histogram(probabilities: ArrayLike, labels: ArrayLike, bins: int) -> dict[str, list[Any]]:
-    """Counts of clean and noisy pairs in ``bins`` bins of equal width from 1/3 to 1 (the paper's figures 3 and 4).
-
-    Bins are closed on the right; the first holds 1/3 too.
-    """
-    return _noise_histogram(_judge(probabilities, labels), bins)
-
-
-def equal_coverage(
-    probabilities: ArrayLike, labels: ArrayLike, percents: Sequence[int] = COVERAGE
-) -> list[dict[str, int | float | None]]:
-    """Accuracy of the most confident pairs, for several shares of all pairs (their number is rounded up).
-
-    Where pairs of equal confidence stand on both sides of the cut, each counts with the accuracy of all of them: the expected
-    value of a random choice. Confidences saturate at 1 often enough for another rule to make the order of the rows matter.
-    """
-    return _equal_coverage(_judge(probabilities, labels), percents)
 
 
 def wilson_interval(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -143,7 +83,7 @@ def evaluate_probabilities(probabilities: ArrayLike, labels: ArrayLike, evaluate
         "reliability": _reliability(judged, evaluate.bins),
         "bands": _bands(judged, evaluate.low, evaluate.high),
         "histogram": _noise_histogram(judged, evaluate.bins),
-        "coverage": _equal_coverage(judged, COVERAGE),
+        "coverage": _equal_coverage(judged),
     }
 
 
@@ -226,11 +166,16 @@ def _summary(judged: _Judged, evaluate: Evaluate) -> dict[str, Any]:
 
 
 def _confusion(judged: _Judged) -> NDArray[np.int64]:
+    """Counts ``[3, 3]``: rows are the truth, columns the prediction."""
     cells = np.bincount(judged.labels * _CLASSES + judged.predictions, minlength=_CLASSES**2)
     return cells.reshape(_CLASSES, _CLASSES).astype(np.int64)
 
 
 def _per_class(judged: _Judged) -> dict[str, dict[str, Any]]:
+    """Precision, recall and F1 of every class by name, with the counts they rest on.
+
+    Precision is ``None`` for a class never predicted, recall for one that no label has, F1 where both are so.
+    """
     matrix = _confusion(judged)
     table = {}
     for index, name in enumerate(NAMES):
@@ -246,11 +191,20 @@ def _per_class(judged: _Judged) -> dict[str, dict[str, Any]]:
 
 
 def _macro_f1(judged: _Judged) -> float:
+    """Mean F1 of the classes that occur in the labels or in the predictions.
+
+    A class absent from both is left out: nothing was asked and nothing was said about it, and a zero would hold a perfect
+    prediction of two-class data at 2/3. A class that occurs on one side only counts as zero.
+    """
     scores = [row["f1"] for row in _per_class(judged).values() if row["f1"] is not None]
     return math.fsum(scores) / len(scores)
 
 
 def _reliability(judged: _Judged, bins: int) -> list[dict[str, Any]]:
+    """Mean confidence and accuracy in ``bins`` bins of equal width over [0, 1].
+
+    Bins are closed on the right, ``(lower, upper]``; the first holds 0 too. Those that end below 1/3 are empty by nature.
+    """
     edges = [index / bins for index in range(bins + 1)]
     place = _bin_of(judged.confidence, edges)
     rows = []
@@ -277,6 +231,7 @@ def _expected_calibration_error(judged: _Judged, bins: int) -> float:
 
 
 def _bands(judged: _Judged, low: float, high: float) -> list[dict[str, Any]]:
+    """The confidence bands of the paper's table 4: ``> high``, ``low..high`` with both borders, ``< low``."""
     above, below = judged.confidence > high, judged.confidence < low
     members = (("high", high, 1.0, above), ("middle", low, high, ~above & ~below), ("low", 1 / _CLASSES, low, below))
     rows = []
@@ -297,6 +252,10 @@ def _bands(judged: _Judged, low: float, high: float) -> list[dict[str, Any]]:
 
 
 def _noise_histogram(judged: _Judged, bins: int) -> dict[str, list[Any]]:
+    """Counts of clean and noisy pairs in ``bins`` bins of equal width from 1/3 to 1 (the paper's figures 3 and 4).
+
+    Bins are closed on the right; the first holds 1/3 too.
+    """
     edges = [(bins + (_CLASSES - 1) * index) / (_CLASSES * bins) for index in range(bins + 1)]
     place = _bin_of(judged.confidence, edges)
     return {
@@ -306,8 +265,9 @@ def _noise_histogram(judged: _Judged, bins: int) -> dict[str, list[Any]]:
     }
 
 
-def _equal_coverage(judged: _Judged, percents: Sequence[int]) -> list[dict[str, int | float | None]]:
-    counts = [(percent, _coverage_count(percent, len(judged.labels))) for percent in percents]
+def _equal_coverage(judged: _Judged) -> list[dict[str, int | float | None]]:
+    """Accuracy of the most confident pairs, for several shares of all pairs (their number is rounded up)."""
+    counts = [(percent, _coverage_count(percent, len(judged.labels))) for percent in COVERAGE]
     return [{"percent": percent, "count": count, "accuracy": _accuracy_at(judged, count)} for percent, count in counts]
 
 
@@ -316,13 +276,15 @@ def _both_at(old: _Judged, new: _Judged, count: int) -> dict[str, int | float | 
 
 
 def _coverage_count(percent: int, n: int) -> int:
-    if not 0 < percent <= 100:
-        raise DataError(f"a share of {percent} % of the pairs cannot be taken; give 1 to 100")
     return -(-percent * n // 100)
 
 
 def _accuracy_at(judged: _Judged, count: int) -> float | None:
-    """Accuracy of the ``count`` most confident pairs, ties as :func:`equal_coverage` says."""
+    """Accuracy of the ``count`` most confident pairs.
+
+    Where pairs of equal confidence stand on both sides of the cut, each counts with the accuracy of all of them: the expected
+    value of a random choice. Confidences saturate at 1 often enough for another rule to make the order of the rows matter.
+    """
     if count == 0:
         return None
     cut = np.sort(judged.confidence)[-count]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from conlst.contract.errors import ConfigError
 from conlst.contract.labels import NAMES
-from conlst.reports import describe
+from conlst.reports import band_edges, describe
 
 # below this, 95 % intervals of an accuracy reach more than about 3 points to either side
 SMALL_SAMPLE = 1000
@@ -331,12 +331,7 @@ def _classes(evaluation: Mapping[str, Any]) -> _Table:
 
 
 def _band_name(row: Mapping[str, Any]) -> str:
-    edges = {
-        "high": f"above {row['lower']:g}",
-        "middle": f"{row['lower']:g} to {row['upper']:g}",
-        "low": f"below {row['upper']:g}",
-    }
-    return f"{row['band']}, {edges[row['band']]}"
+    return f"{row['band']}, {band_edges(row)}"
 
 
 def _pairs(count: int) -> str:
