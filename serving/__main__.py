@@ -6,11 +6,9 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
+from serving.ending import REQUEST_SECONDS
 from serving.keys import CHOOSE
 
-GRACE_SECONDS = 30
-"""From the signal to end until the process has: requests that are running first, then feedback that waits."""
-_REQUEST_SECONDS = GRACE_SECONDS - 10
 # longer than load balancers keep theirs (60 s mostly): a connection must not be closed while a request is on its way
 _KEEP_ALIVE_SECONDS = 75
 
@@ -24,10 +22,10 @@ def command(host: str, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "bentoml", "serve", "serving.service:Nli"),
         *("--host", host, "--port", str(port)),
-        # wherever it is started, this very package is served
+        # wherever it is started, this very package is served; the worker goes back to where that was
         *("--working-dir", str(Path(__file__).resolve().parents[1])),
         *("--timeout-keep-alive", str(_KEEP_ALIVE_SECONDS)),
-        *("--timeout-graceful-shutdown", str(_REQUEST_SECONDS)),
+        *("--timeout-graceful-shutdown", str(REQUEST_SECONDS)),
     ]
 
 

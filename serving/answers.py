@@ -14,7 +14,7 @@ from starlette.responses import Response
 from conlst.contract.labels import NAMES
 from conlst.runtime.tokens import Pair
 from serving.choice import Choice, Chooser
-from serving.compute import Timing, encode, score
+from serving.compute import Part, Timing, encode_parts, score_parts
 from serving.drift import Drift
 from serving.errors import ApiError, Problems
 from serving.feedback import Feedback
@@ -36,12 +36,14 @@ class _Asked:
     Attributes:
         kind: what an item is called, for messages.
         items: the index of the item that each pair belongs to.
+        labels: where the second texts of an item's pairs are labels, how many: they are never cut.
     """
 
     kind: str
     items: Sequence[int]
     truncate: bool
     problems: Problems
+    labels: int | None = None
 
 
 class Answers:
@@ -96,14 +98,14 @@ class Answers:
         """Answer POST /zero-shot.
 
         Raises:
-            ApiError: for the request as a whole, or for a bad text unless a partial answer will do.
+            ApiError: for the request as a whole or a bad label, or for a bad text unless a partial answer will do.
         """
         question = read_zero_shot(body, self._settings)
         count, width, problems, timing = len(question.texts), len(question.labels), question.problems, Timing()
         texts = {index: (text,) for index, text in enumerate(question.texts) if index not in problems.found}
         choices = await self._choose(texts, question.language, "text", problems, timing)
         pairs = [(text, hypothesis) for text in question.texts for hypothesis in question.hypotheses]
-        asked = _Asked("text", [index // width for index in range(len(pairs))], question.truncate, problems)
+        asked = _Asked("text", [index // width for index in range(len(pairs))], question.truncate, problems, width)
         logits, long = await self._logits(pairs, asked, choices, deadline, timing)
         cut = long | question.cut
         answered = {index: choice for index, choice in choices.items() if index not in problems.found}
@@ -132,15 +134,17 @@ class Answers:
     ) -> tuple[Logits, set[int]]:
         """``[n, 3]``, without meaning for the pairs of refused items, and the items that are too long for their models."""
         models = {place: choices[item].served for place, item in enumerate(asked.items) if item in choices}
-        parts = await encode(self._scheduler, pairs, models, deadline, timing)
+        parts = await encode_parts(self._scheduler, pairs, models, deadline, timing, only_first=asked.labels is not None)
+        if asked.labels is not None:
+            _check_labels(parts, asked.labels)
         long = {asked.items[place]: (tokens, part.served) for part in parts for place, tokens in part.long.items()}
         if not asked.truncate:
             asked.problems.add({item: _too_long(asked.kind, item, *found) for item, found in long.items()})
             parts = [part.without({place for place in part.places if asked.items[place] in long}) for part in parts]
         logits = np.zeros((len(pairs), len(NAMES)), np.float32)
-        for scored in await score(self._scheduler, parts, deadline, timing):
-            logits[scored.part.places] = scored.logits
-            asked.problems.add({asked.items[place]: _broken(asked.kind, asked.items[place]) for place in scored.failed})
+        for computed in await score_parts(self._scheduler, parts, deadline, timing):
+            logits[computed.part.places] = computed.logits
+            asked.problems.add({asked.items[place]: _broken(asked.kind, asked.items[place]) for place in computed.failed})
         return logits, set(long)
 
     def _response(
@@ -157,9 +161,10 @@ class Answers:
         together: dict[tuple[int, str], list[int]] = {}
         for index, choice in answered.items():
             together.setdefault((id(choice.served), choice.own), []).append(index)
+        sampled = self._feedback.takes(question.pairs)
         for (_, own), places in together.items():
             pairs = [question.pairs[place] for place in places]
-            self._feedback.offer(answered[places[0]].served, own, pairs, probabilities[places])
+            self._feedback.offer(answered[places[0]].served, own, pairs, probabilities[places], sampled)
 
 
 def name_of(served: Served) -> ModelName:
@@ -195,6 +200,17 @@ def _refused(problem: ApiError) -> Refused:
 
 def _by_label(values: Probabilities | Logits) -> dict[str, float]:
     return dict(zip(NAMES, values.tolist(), strict=True))
+
+
+def _check_labels(parts: Sequence[Part], labels: int) -> None:
+    """Refuse a label that fills a model by itself, and with it the request, as for all else that is wrong with a label."""
+    for part in parts:
+        for place in part.uncut:
+            message = (
+                f"label {place % labels} leaves no room for a text among the {part.served.predictor.max_length} tokens that the "
+                f"model of {part.served.source.language} reads: shorten it or the template"
+            )
+            raise ApiError(422, "too_long", message)
 
 
 def _too_long(kind: str, index: int, tokens: int, served: Served) -> ApiError:

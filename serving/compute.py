@@ -32,6 +32,12 @@ class Part:
         lengths = self.encoded.lengths
         return {self.places[row]: int(lengths[row]) for row in np.flatnonzero(lengths > self.served.predictor.max_length)}
 
+    @property
+    def uncut(self) -> list[int]:
+        """Indices in the request of the pairs that are too long for the model and could not be cut."""
+        most = self.served.predictor.max_length
+        return [place for place, ids in zip(self.places, self.encoded.ids, strict=True) if len(ids) > most]
+
     def without(self, places: Collection[int]) -> "Part":
         keep = [row for row, place in enumerate(self.places) if place not in places]
         if len(keep) == len(self.places):
@@ -41,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Scores:
+class PartLogits:
     """Of one part: logits ``[n, 3]`` float32, NaN for the places that the model could not compute."""
 
     part: Part
@@ -66,13 +72,19 @@ class Timing:
         return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in self.stages().items())
 
 
-async def encode(
-    scheduler: Scheduler, pairs: Sequence[Pair], models: Mapping[int, Served], deadline: float, timing: Timing
+async def encode_parts(
+    scheduler: Scheduler,
+    pairs: Sequence[Pair],
+    models: Mapping[int, Served],
+    deadline: float,
+    timing: Timing,
+    only_first: bool = False,
 ) -> list[Part]:
     """Tokenise pairs for their models.
 
     Args:
         models: by index, of the pairs that are to be answered.
+        only_first: how pairs that are too long are cut, as :class:`conlst.runtime.tokens.PairTokenizer` says.
 
     Raises:
         ApiError: 429 if too much waits, 504 after the deadline.
@@ -82,7 +94,8 @@ async def encode(
         places.setdefault(id(served), []).append(index)
 
     async def one(of_one: list[int]) -> Tokenized:
-        return await scheduler.encode(models[of_one[0]].predictor, [pairs[index] for index in of_one], deadline)
+        asked = [pairs[index] for index in of_one]
+        return await scheduler.encode(models[of_one[0]].predictor, asked, deadline, only_first)
 
     tokenized = await _all(one(of_one) for of_one in places.values())
     timing.queue += max((each.queue_seconds for each in tokenized), default=0.0)
@@ -90,7 +103,7 @@ async def encode(
     return [Part(models[of_one[0]], of_one, each.encoded) for of_one, each in zip(places.values(), tokenized, strict=True)]
 
 
-async def score(scheduler: Scheduler, parts: Sequence[Part], deadline: float, timing: Timing) -> list[Scores]:
+async def score_parts(scheduler: Scheduler, parts: Sequence[Part], deadline: float, timing: Timing) -> list[PartLogits]:
     """Compute the parts' logits.
 
     Raises:
@@ -101,7 +114,7 @@ async def score(scheduler: Scheduler, parts: Sequence[Part], deadline: float, ti
     timing.queue += max((each.queue_seconds for each in scored), default=0.0)
     timing.inference = max((each.inference_seconds for each in scored), default=0.0)
     return [
-        Scores(part, each.logits, [part.places[row] for row in each.failed]) for part, each in zip(parts, scored, strict=True)
+        PartLogits(part, each.logits, [part.places[row] for row in each.failed]) for part, each in zip(parts, scored, strict=True)
     ]
 
 

@@ -108,12 +108,29 @@ class Drift(Collector):
         index = GaugeMetricFamily(
             "conlst_drift_psi", "Population stability index against the evaluation", labels=["language", "of"]
         )
+        confidence = GaugeMetricFamily(
+            "conlst_drift_confidence_share",
+            "Pairs by the bin of their largest probability, of those served and of the evaluation (reference)",
+            labels=["language", "bin", "of"],
+        )
+        labels = GaugeMetricFamily(
+            "conlst_drift_label_share",
+            "Pairs by label, of those served and of the evaluation (reference)",
+            labels=["language", "label", "of"],
+        )
         for language, watched in self._all().items():
             told = _told(watched)
             pairs.add_metric([language], told["pairs"])
             for of, value in (told["psi"] or {}).items():
                 index.add_metric([language, of], value)
-        return [pairs, index]
+            for of in ("served", "reference"):
+                # what there is none of has no shares
+                shares = told[of] or {"confidence": [], "labels": {}}
+                for place, share in enumerate(shares["confidence"]):
+                    confidence.add_metric([language, f"{place / BINS:g}-{(place + 1) / BINS:g}", of], share)
+                for label, share in shares["labels"].items():
+                    labels.add_metric([language, label, of], share)
+        return [pairs, index, confidence, labels]
 
     def _all(self) -> dict[str, _Watched]:
         # counts are replaced, never altered, so copies may share them

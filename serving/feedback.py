@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any, NamedTuple
@@ -68,6 +69,7 @@ class Feedback:
         kept: of these, the ones that the sample took and the queue had room for.
         dropped: pairs lost, because the queue was full or a file could not be written.
         written: pairs in files.
+        waiting: pairs that are in no file yet.
         problem: why the last try at a file failed, ``None`` after one that did not.
     """
 
@@ -95,20 +97,30 @@ class Feedback:
             _check(self._destination)
             self._thread.start()
 
-    def offer(self, served: Served, language: str, pairs: Sequence[tuple[str, str]], probabilities: ArrayLike) -> bool:
-        """Keep the pairs of a request whose caller asked for it; says whether they are kept. Never blocks and never raises.
+    def takes(self, pairs: Sequence[tuple[str, str]]) -> bool:
+        """Whether a request with these pairs is in the sample.
 
-        The sample is drawn by a hash of the texts, all pairs of a request together: a caller who tries again gets the same draw.
+        Drawn by a hash of the texts, all pairs of a request together: a caller who tries again gets the same draw.
+        """
+        return bool(self._destination) and _draw(pairs) < self._percent
+
+    def offer(
+        self, served: Served, language: str, pairs: Sequence[tuple[str, str]], probabilities: ArrayLike, sampled: bool = True
+    ) -> None:
+        """Keep pairs of a request whose caller asked for it. Never blocks and never raises.
 
         Args:
             language: of the pairs.
             probabilities: ``[n, 3]``, as they were answered.
+            sampled: what :meth:`takes` says of their request; if it does not, they are only counted.
         """
         if not self._destination:
-            return False
+            return
         try:
             if not _LANGUAGE.fullmatch(language):
                 raise ValueError("not a language")
+            # one that cannot be written would take the others of its file along
+            "".join(chain.from_iterable(pairs)).encode()
             source = served.source
             # not the model itself, which must be free to go when it is swapped
             model = (source.name, source.version, served.predictor.digest)
@@ -117,14 +129,13 @@ class Feedback:
                 _Row(premise, hypothesis, tuple(row), model, now)
                 for (premise, hypothesis), row in zip(pairs, np.asarray(probabilities, np.float64).tolist(), strict=True)
             ]
-            return self._keep(language, now, rows, _draw(pairs) < self._percent)
+            self._keep(language, now, rows, sampled)
         except Exception as error:
             # an answer that was computed must reach its caller, whatever is wrong with our copy; its message might quote a text
             log.error("feedback of %d pairs was dropped: %s", len(pairs), type(error).__name__)
             with self._changed:
                 self.offered += len(pairs)
                 self.dropped += len(pairs)
-            return False
 
     def close(self, seconds: float = 10.0) -> None:
         """Write what waits, for at most so long, and drop the rest. Nothing is kept from now on."""
@@ -142,16 +153,16 @@ class Feedback:
         if self._thread.is_alive():
             log.error("feedback could not be written in %g s: %d pairs and the file under way are lost", seconds, lost)
 
-    def _keep(self, language: str, now: datetime, rows: list[_Row], drawn: bool) -> bool:
+    def _keep(self, language: str, now: datetime, rows: list[_Row], sampled: bool) -> None:
         characters = _characters(rows)
         with self._changed:
             self.offered += len(rows)
-            if not drawn:
-                return False
+            if not sampled:
+                return
             full = self.waiting + len(rows) > _FILES_WAITING * self._batch or self._characters + characters > _MAX_CHARACTERS
             if full or self._closing:
                 self.dropped += len(rows)
-                return False
+                return
             date = now.date().isoformat()
             part = self._parts.setdefault((language, date), _Part(language, date))
             part.rows.extend(rows)
@@ -160,7 +171,6 @@ class Feedback:
             self.kept += len(rows)
             if len(part.rows) >= self._batch or self.waiting == len(rows):
                 self._changed.notify()
-            return True
 
     def _run(self) -> None:
         while (part := self._next()) is not None:
@@ -258,12 +268,9 @@ def _characters(rows: Iterable[_Row]) -> int:
 
 
 def _draw(pairs: Sequence[tuple[str, str]]) -> float:
-    """A number in [0, 100) that depends on the texts alone.
-
-    Raises:
-        UnicodeEncodeError: for a text that could not be written either.
-    """
-    told = "\0".join(text for pair in pairs for text in pair).encode()
+    """A number in [0, 100) that depends on the texts alone."""
+    # those that are refused count too, whatever is wrong with them
+    told = "\0".join(text for pair in pairs for text in pair).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(told, digest_size=7).digest()) / 2**56 * 100
 
 

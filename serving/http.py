@@ -39,6 +39,8 @@ from serving.schema import Gate, Limits, RefusedModel, ServedModel
 from serving.settings import Settings
 from serving.watch import Watcher
 
+# bodies of the largest size; more of smaller ones
+_BODIES_ARRIVING = 32
 _KINDS: dict[int, Kind] = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -82,7 +84,9 @@ def create_app(parts: Parts) -> ASGIApp:
                 public=[route.path for route in public],
                 computing=[route.path for route in computing],
             ),
-            Middleware(BodyLimit, limit=parts.settings.max_body_bytes),
+            Middleware(
+                BodyLimit, limit=parts.settings.max_body_bytes, unfinished=_BODIES_ARRIVING * parts.settings.max_body_bytes
+            ),
         ],
         exception_handlers={
             ApiError: _api_error,
@@ -98,6 +102,7 @@ class _Api:
     def __init__(self, parts: Parts, metrics: Metrics) -> None:
         self._settings = parts.settings
         self._catalogue = parts.catalogue
+        self._scheduler = parts.scheduler
         self._drift = parts.drift
         self._watcher = parts.watcher
         self._metrics = metrics
@@ -106,20 +111,20 @@ class _Api:
         self._openapi = json.dumps(openapi_document())
 
     async def predict(self, request: Request) -> Response:
-        return await self._answer(request, self._answers.predict)
+        return await self._run(request, self._answers.predict)
 
     async def zero_shot(self, request: Request) -> Response:
-        return await self._answer(request, self._answers.zero_shot)
+        return await self._run(request, self._answers.zero_shot)
 
     async def models(self, _: Request) -> Response:
-        refused = {language: _refused(refusal) for language, refusal in self._catalogue.refusals.items()}
+        refused = {language: _refused_model(refusal) for language, refusal in self._catalogue.refusals.items()}
         problem = self._catalogue.problem
         limits = Limits(
             pairs=self._settings.max_pairs,
             characters=self._settings.max_characters,
             body_bytes=self._settings.max_body_bytes,
         )
-        return _answer(
+        return _json_response(
             CatalogueAnswer(
                 ready=problem is None,
                 reason=problem,
@@ -139,14 +144,17 @@ class _Api:
     async def openapi(self, _: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
 
-    async def _answer(self, request: Request, answer: Callable[[bytes, float], Coroutine[Any, Any, Response]]) -> Response:
+    async def _run(self, request: Request, answer: Callable[[bytes, float], Coroutine[Any, Any, Response]]) -> Response:
         _check_content_type(request.headers)
         patience = _patience(request.headers, self._settings.deadline_seconds)
         deadline = time.monotonic() + patience
         try:
             # around the body too, which a client may send as slowly as it likes
             async with asyncio.timeout(patience):
-                return await _unless_left(request, answer(await request.body(), deadline))
+                body = await request.body()
+                # others may have taken the room meanwhile, and to parse it only to refuse it would cost those
+                self._scheduler.check_room()
+                return await _unless_left(request, answer(body, deadline))
         except TimeoutError:
             message = f"no answer within {patience:g} s; try again, or send fewer pairs"
             # what is left of a body is not waited for
@@ -204,7 +212,7 @@ def _described(served: Served, refused: Mapping[str, RefusedModel], without_cham
     )
 
 
-def _refused(refusal: Refusal) -> RefusedModel:
+def _refused_model(refusal: Refusal) -> RefusedModel:
     return RefusedModel(version=refusal.version, digest=refusal.digest, reason=refusal.reason, since=refusal.since)
 
 
@@ -216,7 +224,7 @@ def _check_content_type(headers: Headers) -> None:
         raise ApiError(415, "unsupported_media_type", "send the question without a content-encoding")
 
 
-def _answer(answer: BaseModel) -> Response:
+def _json_response(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

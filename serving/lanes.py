@@ -31,8 +31,11 @@ class Lanes:
         self._closing = Lock()
         self._closed = False
 
-    async def encode(self, predictor: Predictor, pairs: Sequence[Pair]) -> tuple[Encoded, float]:
+    async def encode(self, predictor: Predictor, pairs: Sequence[Pair], only_first: bool) -> tuple[Encoded, float]:
         """A request's tokens, and the seconds in which a thread tokenised it.
+
+        Args:
+            only_first: how pairs that are too long are cut, as :class:`conlst.runtime.tokens.PairTokenizer` says.
 
         Raises:
             ApiError: 503 if the lanes are closed before its last slice.
@@ -44,7 +47,7 @@ class Lanes:
                 if self._closed:
                     raise closing()
                 # one at a time, so that the next one comes after those of the others
-                future = lane.submit(_encode, predictor, part)
+                future = lane.submit(_encode, predictor, part, only_first)
             encoded, took = await asyncio.wrap_future(future)
             parts.append(encoded)
             seconds += took
@@ -59,14 +62,14 @@ class Lanes:
             lane.shutdown(wait=False, cancel_futures=True)
 
 
-def encode_at_once(predictor: Predictor, pairs: Sequence[Pair]) -> tuple[Encoded, float] | None:
+def encode_at_once(predictor: Predictor, pairs: Sequence[Pair], only_first: bool) -> tuple[Encoded, float] | None:
     """The tokens of a few sentences, and the seconds that it took; ``None`` for more, which are for :class:`Lanes`."""
-    return _encode(predictor, pairs) if sum(map(_characters, pairs)) <= _AT_ONCE else None
+    return _encode(predictor, pairs, only_first) if sum(map(_characters, pairs)) <= _AT_ONCE else None
 
 
-def _encode(predictor: Predictor, pairs: Sequence[Pair]) -> tuple[Encoded, float]:
+def _encode(predictor: Predictor, pairs: Sequence[Pair], only_first: bool) -> tuple[Encoded, float]:
     begin = time.monotonic()
-    return predictor.encode(pairs), time.monotonic() - begin
+    return predictor.encode(pairs, only_first), time.monotonic() - begin
 
 
 def _characters(pair: Pair) -> int:

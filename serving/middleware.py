@@ -60,11 +60,21 @@ class Admission:
 
 
 class BodyLimit:
-    """Refuses a body that is too large while it arrives, so that it is never held in memory, with a length announced or not."""
+    """Refuses a body that is too large while it arrives, so that it is never held in memory, with a length announced or not, and
+    one that would hold too much together with the others that have not ended.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    Those that come whole in one piece, as most do, find room whatever the others hold.
+
+    Args:
+        limit: bytes of a body.
+        unfinished: bytes of all bodies of which more is to come.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, unfinished: int) -> None:
         self._app = app
         self._limit = limit
+        self._most = unfinished
+        self._unfinished = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,10 +82,10 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         too_large = announced.isdigit() and int(announced) > self._limit
-        seen = 0
+        seen = held = 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, held
             message = await receive()
             seen += len(message.get("body", b""))
             if too_large or seen > self._limit:
@@ -83,9 +93,20 @@ class BodyLimit:
                 raise ApiError(
                     413, "too_large", f"the body is over {self._limit} bytes; send fewer pairs", headers={"Connection": "close"}
                 )
+            if message.get("more_body"):
+                if self._unfinished + seen - held > self._most:
+                    raise _too_many()
+                self._unfinished += seen - held
+                held = seen
+            elif held:
+                self._unfinished -= held
+                held = 0
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._unfinished -= held
 
 
 class Observed:
@@ -139,6 +160,12 @@ class Observed:
             return
         by = f" by {state['caller']}" if "caller" in state else ""
         log.info("%s %s %d %.1f ms%s", request_id, route, status, seconds * 1000, by)
+
+
+def _too_many() -> ApiError:
+    # their deadlines end them, but how soon cannot be told
+    message = "too many bodies are being received; try again in 1 s"
+    return ApiError(429, "busy", message, headers={"Retry-After": "1", "Connection": "close"})
 
 
 def _place(scope: Scope) -> str:

@@ -4,7 +4,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -74,19 +74,17 @@ def read_question(body: bytes, settings: Settings) -> Question:
         _check_keys(pair, f"pair {index}", index)
     # one shape or the other, rather than their union: its errors would speak of both
     asked = _shaped(ManyPairs, raw) if "pairs" in raw else _shaped(OnePair, raw)
-    pairs = [(pair.premise, pair.hypothesis) for pair in (asked.pairs if isinstance(asked, ManyPairs) else [asked])]
-    _check_some(len(pairs), "pairs")
-    longest = settings.max_characters
-    cut: set[int] = set()
-    if asked.truncate:
-        cut = {index for index, pair in enumerate(pairs) if max(map(len, pair)) > longest}
-        pairs = [(premise[:longest], hypothesis[:longest]) for premise, hypothesis in pairs]
-    problems = Problems(asked.partial)
-    for index, pair in enumerate(pairs):
-        for text, role in zip(pair, ("premise", "hypothesis"), strict=True):
-            if problem := _problem(text, f"pair {index}: the {role}", longest, index):
-                problems.add({index: problem})
-    return Question(pairs, problems, cut, asked.language, asked.truncate, asked.logits, asked.feedback)
+    given = asked.pairs if isinstance(asked, ManyPairs) else [asked]
+    _check_some(len(given), "pairs")
+    reader = _Reader(asked.truncate, settings.max_characters, Problems(asked.partial))
+    pairs = [
+        (
+            reader.read(pair.premise, f"pair {index}: the premise", index),
+            reader.read(pair.hypothesis, f"pair {index}: the hypothesis", index),
+        )
+        for index, pair in enumerate(given)
+    ]
+    return Question(pairs, reader.problems, reader.cut, asked.language, asked.truncate, asked.logits, asked.feedback)
 
 
 def read_zero_shot(body: bytes, settings: Settings) -> ZeroShot:
@@ -115,15 +113,38 @@ def read_zero_shot(body: bytes, settings: Settings) -> ZeroShot:
         made = hypotheses(asked.template, asked.labels)
     except ValueError as error:
         raise ApiError(400, "invalid_request", str(error)) from None
-    cut: set[int] = set()
-    if asked.truncate:
-        cut = {index for index, text in enumerate(texts) if len(text) > longest}
-        texts = [text[:longest] for text in texts]
-    problems = Problems(asked.partial)
-    for index, text in enumerate(texts):
-        if problem := _problem(text, f"text {index}: it", longest, index):
-            problems.add({index: problem})
-    return ZeroShot(texts, problems, cut, asked.labels, made, asked.multi_label, asked.language, asked.truncate)
+    reader = _Reader(asked.truncate, longest, Problems(asked.partial))
+    texts = [reader.read(text, f"text {index}: it", index) for index, text in enumerate(texts)]
+    return ZeroShot(texts, reader.problems, reader.cut, asked.labels, made, asked.multi_label, asked.language, asked.truncate)
+
+
+@dataclass
+class _Reader:
+    """Takes the texts of a request's items one by one.
+
+    Attributes:
+        longest: characters of a text that are read.
+        problems: of items that cannot be computed.
+        cut: indices of the items that had more characters than are read.
+    """
+
+    truncate: bool
+    longest: int
+    problems: Problems
+    cut: set[int] = field(default_factory=set)
+
+    def read(self, text: str, name: str, index: int) -> str:
+        """A text of the item ``index`` as it is computed.
+
+        Raises:
+            ApiError: what is wrong with it, unless a partial answer will do.
+        """
+        if self.truncate and len(text) > self.longest:
+            self.cut.add(index)
+            text = text[: self.longest]
+        if problem := _problem(text, name, self.longest, index):
+            self.problems.add({index: problem})
+        return text
 
 
 def _json(body: bytes) -> dict[str, Any]:

@@ -140,11 +140,12 @@ class Scheduler:
         with self._changed:
             self._check_room(0)
 
-    async def encode(self, predictor: Predictor, pairs: Sequence[Pair], deadline: float) -> Tokenized:
+    async def encode(self, predictor: Predictor, pairs: Sequence[Pair], deadline: float, only_first: bool = False) -> Tokenized:
         """Tokenise a request, off the event loop unless it is a few sentences. Refused if it would only be refused later.
 
         Args:
             deadline: on the clock of ``time.monotonic``.
+            only_first: how pairs that are too long are cut, as :class:`conlst.runtime.tokens.PairTokenizer` says.
 
         Raises:
             ApiError: as :meth:`score`.
@@ -152,12 +153,12 @@ class Scheduler:
         came = time.monotonic()
         with self._changed:
             self._admit(predictor, 0, deadline)
-        if at_once := encode_at_once(predictor, pairs):
+        if at_once := encode_at_once(predictor, pairs, only_first):
             return Tokenized(at_once[0], 0.0, at_once[1])
         with self._changed:
             self._encoding += 1
         try:
-            encoded, seconds = await _until(deadline, self._lanes.encode(predictor, pairs))
+            encoded, seconds = await _until(deadline, self._lanes.encode(predictor, pairs, only_first))
         finally:
             with self._changed:
                 self._encoding -= 1

@@ -106,19 +106,17 @@ class ManyTexts(_Candidates):
     texts: list[str] = Field(json_schema_extra=_SOME)
 
 
-class ErrorDetail(BaseModel):
+class RefusedDetail(BaseModel):
     type: Kind = Field(description="A stable name for programs.")
     message: str = Field(description="What is wrong and what to do, for people.")
+
+
+class ErrorDetail(RefusedDetail):
     index: int | None = Field(None, description="The pair or text that is meant, counted from 0.")
 
 
 class Error(BaseModel):
     error: ErrorDetail
-
-
-class RefusedDetail(BaseModel):
-    type: Kind = Field(description="A stable name for programs.")
-    message: str = Field(description="What is wrong and what to do, for people.")
 
 
 class Refused(BaseModel):

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+from pathlib import Path
 
 import bentoml
 import yaml
@@ -11,8 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from conlst.contract.errors import ConlstError
+from serving import connections
 from serving.detection import Detector
 from serving.drift import Drift
+from serving.ending import FLUSH_SECONDS
 from serving.feedback import Feedback
 from serving.http import Parts, create_app
 from serving.keys import open_keys
@@ -32,8 +35,12 @@ class _Never(float):
 # `bentoml build` writes the service's settings into the Bento
 yaml.SafeDumper.add_representer(_Never, lambda dumper, value: dumper.represent_float(float(value)))
 
-FLUSH_SECONDS = 8
-"""How long feedback that waits may take to be written when the server ends; the rest is dropped."""
+# before BentoML configures the server of this process
+connections.install()
+
+_STARTED_IN = "CONLST_STARTED_IN"
+"""Tells the worker process the folder that the server was started in: relative paths are meant from there, in the settings and
+in what MLflow and boto3 read from the environment, but BentoML starts the worker where the code is."""
 
 _NEW_OBJECTS = 20_000
 """How many there may be before Python looks for garbage among them: those of some hundred requests."""
@@ -66,6 +73,8 @@ class Nli:
         logging.getLogger("serving").setLevel(logging.INFO)
         # a request leaves dozens of objects in cycles; to look for them at every 700 takes much of a busy event loop's time
         gc.set_threshold(_NEW_OBJECTS)
+        if started_in := os.environ.get(_STARTED_IN):
+            os.chdir(started_in)
         settings = Settings.from_environment(os.environ)
         self.catalogue = Catalogue(settings)
         self.scheduler = Scheduler(settings.max_waiting, settings.max_waiting_tokens, settings.batch_tokens, settings.runs)
@@ -82,6 +91,7 @@ class Nli:
 
         The registry is not asked: one that is away for a while, or has no champion yet, is asked again until it has.
         """
+        os.environ[_STARTED_IN] = str(Path.cwd())
         try:
             settings = Settings.from_environment(os.environ)
             open_keys(settings)

@@ -21,6 +21,7 @@ from conlst.contract.errors import ArtifactError, ConlstError
 from conlst.runtime.heap import give_back
 from conlst.runtime.onnx import KIND
 from conlst.runtime.threads import step_back
+from serving.ending import WATCH_SECONDS
 from serving.models import Catalogue, Refusal, Served, Source, fetched_models, find_champions
 from serving.scheduler import BEHIND_THE_LOOP
 from serving.settings import Settings
@@ -32,8 +33,6 @@ _FIRST_LOAD, _LONGEST_LOAD = 1.0, 60.0
 # pods that start together must not ask together for ever; never early, so that a delay of one interval ends at the next poll
 _JITTER = 0.25
 _LONGEST_DELAY = 600.0
-# a request to the registry cannot be called off; the thread is a daemon, so a process does not wait for it
-_PATIENCE = 2.0
 # fetched models of a language that are kept: the one that is served and the one that a rollback would want
 _KEPT = 2
 # as conlst.platform.objects.localize names them
@@ -93,7 +92,7 @@ class Watcher:
         """No model is swapped from now on."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join(_PATIENCE)
+            self._thread.join(WATCH_SECONDS)
 
     def poll(self) -> None:
         """Ask the registry once and follow it."""

@@ -230,10 +230,39 @@ def test_prometheus_sees_it(described):
         assert exposed.get_sample_value("conlst_drift_psi", {"language": "sw", "of": of}) == psi[of]
 
 
+def test_prometheus_sees_the_shares_of_both(described):
+    drift = Drift(catalogue_of(described))
+    exposed = CollectorRegistry()
+    exposed.register(drift)
+    assert {key["of"] for key, _ in shares(drift, "conlst_drift_label_share")} == {"reference"}
+    observe(drift, answers(0.35, 1, 500))
+    served, reference = (drift.report()["languages"]["sw"][of] for of in ("served", "reference"))
+    bins = ["0-0.1", "0.1-0.2", "0.2-0.3", "0.3-0.4", "0.4-0.5", "0.5-0.6", "0.6-0.7", "0.7-0.8", "0.8-0.9", "0.9-1"]
+    for of, told in (("served", served), ("reference", reference)):
+        for place, name in enumerate(bins):
+            found = exposed.get_sample_value("conlst_drift_confidence_share", {"language": "sw", "bin": name, "of": of})
+            assert found == told["confidence"][place]
+        for label, share in told["labels"].items():
+            assert exposed.get_sample_value("conlst_drift_label_share", {"language": "sw", "label": label, "of": of}) == share
+    assert len(shares(drift, "conlst_drift_confidence_share")) == 20
+
+
+def test_prometheus_sees_no_reference_where_there_is_none(plain):
+    drift = Drift(catalogue_of(plain))
+    assert shares(drift, "conlst_drift_confidence_share") == shares(drift, "conlst_drift_label_share") == []
+    observe(drift, answers(0.9, 0, 1))
+    assert {key["of"] for key, _ in shares(drift, "conlst_drift_confidence_share")} == {"served"}
+
+
+def shares(drift: Drift, name: str) -> list[tuple[dict[str, str], float]]:
+    (metric,) = (metric for metric in drift.collect() if metric.name == name)
+    return [(sample.labels, sample.value) for sample in metric.samples]
+
+
 def test_a_server_that_is_not_ready_has_nothing_to_tell():
     drift = Drift(Catalogue(Settings()))
     assert drift.report() == {"languages": {}}
-    assert [metric.samples for metric in drift.collect()] == [[], []]
+    assert [metric.samples for metric in drift.collect()] == [[], [], [], []]
 
 
 def test_no_answer_is_lost_between_threads(described):

@@ -82,7 +82,7 @@ def held(monkeypatch):
 def test_pairs_and_predictions_are_kept_with_where_they_come_from(make, served, tmp_path):
     before = datetime.now(UTC)
     feedback = make()
-    assert feedback.offer(served, "sw", PAIRS, PROBABILITIES) is True
+    feedback.offer(served, "sw", PAIRS, PROBABILITIES)
     feedback.close()
     found = rows(tmp_path / "kept")
     assert [(row["premise"], row["hypothesis"]) for row in found] == PAIRS
@@ -146,12 +146,13 @@ def test_pairs_do_not_wait_for_ever_for_a_file_to_fill(make, served, tmp_path, m
 
 def test_nothing_is_kept_without_a_destination(served):
     feedback = Feedback(Settings())
-    assert feedback.offer(served, "sw", PAIRS, PROBABILITIES) is False
+    assert feedback.takes(PAIRS) is False
+    feedback.offer(served, "sw", PAIRS, PROBABILITIES)
     feedback.close()
     assert counters(feedback) == dict.fromkeys(("offered", "kept", "dropped", "written", "waiting"), 0)
 
 
-def test_the_sample_depends_on_the_texts_alone(make, served):
+def test_the_sample_depends_on_the_texts_alone(make):
     questions = [[(f"watu {number}", "mtu")] for number in range(2000)]
     draws = [_draw(question) for question in questions]
     assert draws == [_draw(question) for question in questions]
@@ -161,9 +162,15 @@ def test_the_sample_depends_on_the_texts_alone(make, served):
     # where one text ends and the next begins matters
     assert _draw([("ab", "c")]) != _draw([("a", "bc")])
     feedback = make(feedback_percent=30)
-    taken = [feedback.offer(served, "sw", question, PROBABILITIES[:1]) for question in questions]
-    assert taken == [draw < 30 for draw in draws]
-    assert (feedback.offered, feedback.kept, feedback.dropped) == (2000, sum(taken), 0)
+    assert [feedback.takes(question) for question in questions] == [draw < 30 for draw in draws]
+    # nor does it matter what is refused of a request
+    assert feedback.takes([("half a pair \ud800", "mtu")]) in (True, False)
+
+
+def test_what_is_not_in_the_sample_is_only_counted(make, served):
+    feedback = make()
+    feedback.offer(served, "sw", PAIRS, PROBABILITIES, sampled=False)
+    assert counters(feedback) == {"offered": 4, "kept": 0, "dropped": 0, "written": 0, "waiting": 0}
 
 
 def test_a_full_queue_drops_and_counts_and_never_waits(make, served, held, tmp_path):
@@ -171,8 +178,8 @@ def test_a_full_queue_drops_and_counts_and_never_waits(make, served, held, tmp_p
     feedback.offer(served, "sw", PAIRS[:1], PROBABILITIES[:1])
     assert held.entered.wait(60)
     # one is under way; twenty more files' worth may wait
-    taken = [feedback.offer(served, "sw", PAIRS, PROBABILITIES) for _ in range(10)]
-    assert taken == [True] * 5 + [False] * 5
+    for _ in range(10):
+        feedback.offer(served, "sw", PAIRS, PROBABILITIES)
     assert counters(feedback) == {"offered": 41, "kept": 21, "dropped": 20, "written": 0, "waiting": 20}
     held.go_on.set()
     feedback.close()
@@ -185,9 +192,11 @@ def test_long_texts_fill_the_queue_sooner(make, served, held, monkeypatch):
     feedback = make(feedback_batch=1)
     feedback.offer(served, "sw", PAIRS[:1], PROBABILITIES[:1])
     assert held.entered.wait(60)
-    assert feedback.offer(served, "sw", [("m" * 50, "w" * 40)], PROBABILITIES[:1])
-    assert not feedback.offer(served, "sw", [("m" * 10, "w" * 10)], PROBABILITIES[:1])
-    assert feedback.offer(served, "sw", [("m" * 5, "w" * 5)], PROBABILITIES[:1])
+    kept = []
+    for characters in (90, 20, 10):
+        feedback.offer(served, "sw", [("m" * (characters - 5), "w" * 5)], PROBABILITIES[:1])
+        kept.append(feedback.kept)
+    assert kept == [2, 2, 3]
 
 
 def test_a_destination_that_fails_for_a_while_loses_nothing(make, served, tmp_path, monkeypatch, caplog):
@@ -265,7 +274,7 @@ def test_a_file_that_cannot_be_made_costs_that_file_only_and_tells_no_text(make,
 )
 def test_what_cannot_be_kept_is_dropped_without_a_word_of_it(make, served, tmp_path, caplog, language, pairs, probabilities):
     feedback = make()
-    assert feedback.offer(served, language, pairs, probabilities) is False
+    feedback.offer(served, language, pairs, probabilities)
     assert (feedback.offered, feedback.dropped, feedback.kept) == (1, 1, 0)
     assert CANARY not in caplog.text
     feedback.close()
@@ -280,7 +289,7 @@ def test_closing_takes_its_time_at_most_and_counts_what_is_lost(make, served, he
     feedback.close(seconds=0.01)
     assert (feedback.waiting, feedback.dropped, feedback.written) == (0, 8, 0)
     assert "8 pairs and the file under way are lost" in caplog.text
-    assert feedback.offer(served, "sw", PAIRS, PROBABILITIES) is False
+    feedback.offer(served, "sw", PAIRS, PROBABILITIES)
     assert feedback.dropped == 12
 
 

@@ -30,7 +30,7 @@ def collect(served: Served, feedback: str, count: int, seed: int, language: str 
     """Pairs as the endpoint collects them."""
     pairs = [(row["premise"], row["hypothesis"]) for row in tiny_pairs(count, seed)]
     endpoint = Feedback(Settings(feedback=feedback))
-    assert endpoint.offer(served, language, pairs, np.full((count, 3), 1 / 3))
+    endpoint.offer(served, language, pairs, np.full((count, 3), 1 / 3))
     endpoint.close()
     assert endpoint.written == count
 

@@ -76,6 +76,26 @@ def test_ids_lengths_and_cuts_are_the_librarys(ours, library, max_length):
     assert found.lengths.tolist() == whole
 
 
+def cut_first(library: Tokenizer, pair: tuple[str, str], max_length: int) -> list[int]:
+    """As Hugging Face's zero-shot pipeline has it: what cannot be cut is left as it is."""
+    library.enable_truncation(max_length, strategy="only_first")
+    try:
+        return library.encode(*pair).ids
+    except Exception as error:
+        if "too short" not in str(error):
+            raise
+    library.no_truncation()
+    return library.encode(*pair).ids
+
+
+@pytest.mark.parametrize("max_length", [512, 31, 30, 9, 8, SPECIAL + 1])
+def test_the_first_text_alone_is_cut_as_the_library_does(ours, library, max_length):
+    pairs = ODD + [(one, other) for one in SENTENCES for other in SENTENCES]
+    found = ours.encode(pairs, max_length, only_first=True)
+    assert found.ids == [cut_first(library, pair, max_length) for pair in pairs]
+    assert found.lengths.tolist() == ours.encode(pairs, max_length).lengths.tolist()
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.text("ab <>/s▁\u3000中กé😀\u0301ǅ1", max_size=40))
 def test_any_text_has_the_librarys_ids(ours, library, one, other):
@@ -126,6 +146,15 @@ def test_another_tokenizer_is_the_librarys_and_cuts_as_it_does(tmp_path, max_len
 
     assert found.ids == [encoding.ids for encoding in reference.encode_batch(pairs)]
     assert found.lengths.tolist() == whole
+
+
+@pytest.mark.parametrize("max_length", [30, 11, 10, 7, SPECIAL + 1])
+def test_another_tokenizer_cuts_the_first_text_alone_as_the_library_does(tmp_path, max_length):
+    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    pairs = [("watu " * first, "leo " * second) for first in range(9) for second in range(9)]
+    found = open_tokenizer(tmp_path / "tokenizer.json").encode(pairs, max_length, only_first=True)
+    reference = tiny_tokenizer()
+    assert found.ids == [cut_first(reference, pair, max_length) for pair in pairs]
 
 
 @pytest.mark.parametrize(

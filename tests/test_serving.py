@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import get_args
 
 import httpx
@@ -21,7 +22,7 @@ from conlst.contract.artifacts import read_manifest
 from conlst.contract.errors import RegistryError
 from conlst.contract.labels import NAMES
 from served import CANARY, MANY, ONE, Bomb, Server, expected, serve
-from serving.errors import Kind
+from serving.errors import ApiError, Kind
 from serving.models import Refusal, Source
 from serving.openapi import openapi_document
 from serving.settings import Settings
@@ -251,6 +252,70 @@ def test_an_announced_length_over_the_limit_is_refused_unread(server):
     assert json.loads(body["body"])["error"]["type"] == "too_large"
 
 
+def test_bodies_that_have_not_ended_are_bounded_together(folder):
+    server = serve(f"sw={folder}", max_body_bytes=1000)
+    asked = json.dumps(ONE).encode()
+
+    async def crowd() -> tuple[list[httpx.Response], int, list[httpx.Response]]:
+        go_on = asyncio.Event()
+
+        async def half() -> AsyncIterator[bytes]:
+            yield b" " * (1000 - len(asked))
+            await go_on.wait()
+            yield asked
+
+        async with server.client() as client:
+            ask = partial(client.post, "/predict", headers={"content-type": "application/json"})
+            slow = [asyncio.create_task(ask(content=half())) for _ in range(50)]
+            while len(refused := [task for task in slow if task.done()]) < 50 - 32 * 1000 // (1000 - len(asked)):
+                await asyncio.sleep(0.001)
+            whole = await _in_one_piece(server, asked)
+            go_on.set()
+            return [await task for task in refused], whole, [await task for task in slow if task not in refused]
+
+    refused, whole, answered = asyncio.run(crowd())
+    for answer in refused:
+        assert "bodies" in server.refusal(429, "busy", answer)["message"]
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.headers["connection"] == "close"
+    # what is all there needs no room
+    assert whole == 200
+    assert {answer.status_code for answer in answered} == {200}
+    # and those that have ended, one way or another, hold none
+    assert server.predict(ONE).status_code == 200
+
+
+async def _in_one_piece(server: Server, body: bytes) -> int:
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers, "root_path": ""}
+    await server.app(scope, receive, send)
+    return sent[0]["status"]
+
+
+def test_a_body_that_ends_when_there_is_no_room_is_not_parsed(folder, monkeypatch):
+    server = serve(f"sw={folder}")
+    admitted, check = [], server.scheduler.check_room
+
+    def full_at_second_sight() -> None:
+        admitted.append(True)
+        if len(admitted) > 1:
+            raise ApiError(429, "busy", "too many requests are waiting", headers={"Retry-After": "1"})
+        check()
+
+    monkeypatch.setattr(server.scheduler, "check_room", full_at_second_sight)
+    answer = server.ask("POST", "/predict", content=b"no JSON", headers={"content-type": "application/json"})
+    server.refusal(429, "busy", answer)
+
+
 def test_unknown_paths_and_methods_are_answered_in_the_same_form(server):
     server.refusal(404, "not_found", server.ask("GET", "/nope"))
     answer = server.ask("GET", "/predict")
@@ -450,6 +515,19 @@ class TestLanguages:
         assert 'conlst_text_languages_total{language="other",source="fallback"} 2.0' in counted
         assert 'conlst_feedback_pairs_total{state="written"} 3.0' in counted
 
+    def test_a_request_is_in_the_sample_as_a_whole_or_not_at_all(self, two, tmp_path):
+        swahili = {"premise": "Watu wawili wanacheza mpira", "hypothesis": "Mtu anacheza"}
+        server = serve(two, fallback="fr", feedback=str(tmp_path), feedback_percent=50)
+        kept = []
+        for number in range(40):
+            german = {"premise": f"{number} Kinder spielen im Garten mit dem Ball", "hypothesis": "Niemand spielt"}
+            pairs = [german, swahili, {"premise": " ", "hypothesis": "mtu"}]
+            server.predict({"pairs": pairs, "truncate": True, "partial": True, "feedback": True})
+            kept.append(server.feedback.kept)
+        server.feedback.close()
+        assert set(np.diff([0, *kept]).tolist()) == {0, 2}
+        assert server.feedback.offered == 80
+
     def test_a_language_that_a_caller_made_up_is_no_place_for_feedback(self, two, tmp_path):
         german = {"premise": "Zwei Kinder spielen im Garten mit dem Ball", "hypothesis": "Niemand spielt"}
         server = serve(two, fallback="fr", feedback=str(tmp_path))
@@ -495,8 +573,8 @@ class TestDeadlines:
         predictor = server.catalogue.model_for("sw").predictor
         run, release = predictor.run, threading.Event()
         monkeypatch.setattr(predictor, "run", lambda rows: run(rows) if release.wait(30) else None)
-        error = server.refusal(504, "deadline", server.predict(ONE, headers={"X-Deadline-Ms": "50"}))
-        assert "0.05 s" in error["message"] or "deadline" in error["message"]
+        # in whose words is a matter of microseconds: the scheduler's timer and that of the whole request end together
+        server.refusal(504, "deadline", server.predict(ONE, headers={"X-Deadline-Ms": "50"}))
         release.set()
         assert server.predict(ONE, headers={"X-Deadline-Ms": "20000"}).status_code == 200
 
@@ -507,7 +585,8 @@ class TestDeadlines:
 
         headers = {"content-type": "application/json", "X-Deadline-Ms": "50"}
         answer = server.ask("POST", "/predict", content=slow(), headers=headers)
-        server.refusal(504, "deadline", answer)
+        error = server.refusal(504, "deadline", answer)
+        assert error["message"] == "no answer within 0.05 s; try again, or send fewer pairs"
         assert answer.headers["connection"] == "close"
 
     def test_a_client_that_left_leaves_the_queue(self, folder, monkeypatch):
@@ -666,7 +745,7 @@ def test_texts_are_never_logged_but_the_id_is(server, caplog, monkeypatch):
     for question in ({**zero_shot, "language": "sw"}, zero_shot, {**zero_shot, "template": CANARY}):
         server.ask("POST", "/zero-shot", json=question)
 
-    def fail(_):
+    def fail(*_):
         raise RuntimeError("the model broke")
 
     monkeypatch.setattr(server.catalogue.model_for("sw").predictor, "encode", fail)

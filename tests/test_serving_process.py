@@ -22,6 +22,7 @@ from conlst.contract.labels import NAMES
 from pipelines.local_services import free_port
 from served import CANARY, CHECKOUT, MANY, ONE, Bomb, expected
 from serving.__main__ import command, main
+from serving.ending import FLUSH_SECONDS, GRACE_SECONDS, WATCH_SECONDS
 from serving.keys import make_key
 from serving.openapi import openapi_document
 from tiny_onnx import PAIRS, tiny_onnx_folder
@@ -53,7 +54,7 @@ class Process:
         raise AssertionError(self.log.read_text())
 
 
-def start(folder: Path, models: str, grace: int | None = None, **environment: str) -> Process:
+def start(folder: Path, models: str, grace: int | None = None, cwd: Path = CHECKOUT, **environment: str) -> Process:
     """The server as it is started, or one with a grace of other seconds at its end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,7 +72,7 @@ def start(folder: Path, models: str, grace: int | None = None, **environment: st
         variables |= {"CONLST_AUTH": "none", "BENTOML_DO_NOT_TRACK": "True"}
     log = folder / "log"
     with log.open("w") as output:
-        popen = subprocess.Popen(program, cwd=CHECKOUT, env=variables, stdout=output, stderr=output)
+        popen = subprocess.Popen(program, cwd=cwd, env=variables, stdout=output, stderr=output)
     return Process(popen, f"http://127.0.0.1:{port}", log)
 
 
@@ -216,6 +217,29 @@ def test_keys_guard_the_real_server_and_change_while_it_runs(folder, tmp_path):
         stop(process)
 
 
+@pytest.mark.slow
+def test_relative_paths_are_meant_from_where_the_server_is_started(tmp_path):
+    tiny_onnx_folder(tmp_path / "served" / "sw")
+    key, line = make_key("own")
+    (tmp_path / "keys").write_text(f"{line}\n")
+    relative = {"CONLST_KEYS_FILE": "keys", "CONLST_FEEDBACK": "kept"}
+    process = start(tmp_path, "sw=served/sw", cwd=tmp_path, **relative)
+    try:
+        process.until(lambda answer: answer.status_code == 200)
+        asked = {**ONE, "feedback": True}
+        assert httpx.post(f"{process.url}/predict", json=asked).status_code == 401
+        assert httpx.post(f"{process.url}/predict", json=asked, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    finally:
+        stop(process)
+    assert len([*(tmp_path / "kept").rglob("*.parquet")]) == 1
+
+
+def test_what_ends_one_after_the_other_fits_into_the_grace():
+    requests = int(command("127.0.0.1", 3000)[-1])
+    assert requests >= 10
+    assert requests + WATCH_SECONDS + FLUSH_SECONDS <= GRACE_SECONDS
+
+
 @pytest.mark.parametrize(
     ("host", "keys_file", "auth"), [("127.0.0.1", "", "none"), ("127.0.0.1", "/keys", "keys"), ("0.0.0.0", "/keys", "keys")]
 )
@@ -315,7 +339,8 @@ def test_a_bento_is_built_and_serves_by_itself(folder: Path, tmp_path: Path) -> 
     log = tmp_path / "log"
     with log.open("w") as output:
         command = [sys.executable, "-m", "bentoml", "serve", str(bento), "--host", "127.0.0.1", "--port", str(port)]
-        settings = {"CONLST_MODELS": f"sw={folder}", "CONLST_THREADS": "1", "CONLST_AUTH": "none"}
+        # from where it is started, not from the Bento
+        settings = {"CONLST_MODELS": f"sw={os.path.relpath(folder, tmp_path)}", "CONLST_THREADS": "1", "CONLST_AUTH": "none"}
         popen = subprocess.Popen(command, cwd=tmp_path, env=variables | settings, stdout=output, stderr=output)
     process = Process(popen, f"http://127.0.0.1:{port}", log)
     try:

@@ -22,6 +22,8 @@ from tiny_onnx import WORDS, tiny_onnx_folder, tiny_tokenizer, tiny_weights
 TEXTS = ["watu wawili wanacheza mpira uwanjani", "mvua inanyesha leo", "mtu"]
 LABELS = ["mpira", "mvua", "watu"]
 TEMPLATE = "leo {}"
+MAX_LENGTH = 64
+SPECIAL = 4  # of a pair: <s> … </s></s> … </s>
 
 
 class MeanOfEmbeddings(PreTrainedModel):
@@ -43,7 +45,7 @@ class MeanOfEmbeddings(PreTrainedModel):
 @pytest.fixture(scope="module")
 def theirs() -> ZeroShotClassificationPipeline:
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), model_max_length=64, **names)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), model_max_length=MAX_LENGTH, **names)
     config = PretrainedConfig(id2label=ID2LABEL, label2id={name: number for number, name in ID2LABEL.items()})
     return ZeroShotClassificationPipeline(model=MeanOfEmbeddings(config), tokenizer=tokenizer, device="cpu")
 
@@ -51,7 +53,7 @@ def theirs() -> ZeroShotClassificationPipeline:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     # raw logits are asked for, so the temperature must not show
-    return serve(f"sw={tiny_onnx_folder(tmp_path_factory.mktemp('zero') / 'sw', max_length=64, temperature=3.0)}")
+    return serve(f"sw={tiny_onnx_folder(tmp_path_factory.mktemp('zero') / 'sw', max_length=MAX_LENGTH, temperature=3.0)}")
 
 
 def ask(server: Server, **question: Any) -> list[dict[str, Any]]:
@@ -76,18 +78,34 @@ def test_labels_and_scores_are_the_pipelines(
         np.testing.assert_allclose([by_label[label] for label in ours["labels"]], ours["scores"], atol=1e-5)
 
 
-@pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("template", [TEMPLATE, "leo {}" + " mtu" * 20])
+@pytest.mark.parametrize("words", [90, 2])
+@pytest.mark.parametrize("template", [TEMPLATE, "leo {}" + " mtu" * 20, "mtu " * 40 + "{}", "mtu " * 58 + "{}"])
 def test_what_is_cut_is_cut_as_in_the_pipeline(
-    theirs: ZeroShotClassificationPipeline, server: Server, template: str, multi_label: bool
+    theirs: ZeroShotClassificationPipeline, server: Server, template: str, words: int
 ) -> None:
-    text = " ".join((WORDS * 10)[:90])
-    expected = theirs(text, candidate_labels=LABELS, hypothesis_template=template, multi_label=multi_label)
-    (ours,) = ask(server, text=text, labels=LABELS, template=template, multi_label=multi_label, truncate=True)
-    assert ours["truncated"] is True
+    text = " ".join((WORDS * 10)[:words])
+    # the tiny model is linear: of labels that compete, what is left of the text would not show
+    expected = theirs(text, candidate_labels=LABELS, hypothesis_template=template, multi_label=True)
+    (ours,) = ask(server, text=text, labels=LABELS, template=template, multi_label=True, truncate=True)
+    assert ours["truncated"] is (words + len(template.split()) + SPECIAL > MAX_LENGTH)
     assert dict(zip(ours["labels"], ours["scores"], strict=True)) == pytest.approx(
         dict(zip(expected["labels"], expected["scores"], strict=True)), abs=1e-5
     )
+
+
+@pytest.mark.parametrize("options", [{"truncate": True}, {"truncate": True, "partial": True}, {}])
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_label_that_leaves_no_room_is_named(server: Server, options: dict[str, Any], place: int) -> None:
+    labels = [*LABELS[:2]]
+    labels.insert(place, "mtu " * (MAX_LENGTH - SPECIAL - 1) + "mtu")
+    question = {"texts": TEXTS, "labels": labels, "template": "{}", "language": "sw", **options}
+    error = server.refusal(422, "too_long", server.ask("POST", "/zero-shot", json=question))
+    assert error["message"].startswith(f"label {place} leaves no room for a text among the {MAX_LENGTH} tokens")
+    assert "index" not in error
+    # with one token less there is
+    labels[place] = labels[place].removesuffix(" mtu")
+    answer = server.ask("POST", "/zero-shot", json={**question, "truncate": True})
+    assert [result["truncated"] for result in answer.json()["results"]] == [True, True, False]
 
 
 def test_one_text_is_answered_as_in_a_list(server: Server) -> None:

@@ -111,9 +111,9 @@ class Predictor:
         self._session = open_session(graph, own_threads, provider, self._values, helpers_back)
         give_back()
 
-    def encode(self, pairs: Sequence[Pair]) -> Encoded:
-        """Tokenise pairs; one over ``max_length`` loses tokens of its longer text, which its ``lengths`` entry shows."""
-        return self._tokenizer.encode(pairs, self.max_length)
+    def encode(self, pairs: Sequence[Pair], only_first: bool = False) -> Encoded:
+        """Tokenise pairs; one over ``max_length`` is cut as :meth:`conlst.runtime.tokens.PairTokenizer.encode` says."""
+        return self._tokenizer.encode(pairs, self.max_length, only_first)
 
     def run(self, rows: list[list[int]]) -> NDArray[np.float32]:
         """``[n, 3]`` logits of token ids, padded to the longest row, in one run of the session."""

@@ -35,7 +35,7 @@ class Encoded:
     """Pairs as tokens.
 
     Attributes:
-        ids: token ids of each pair, cut to the model's longest.
+        ids: token ids of each pair, cut to the model's longest where they could be.
         lengths: ``[n]`` tokens of each pair before it was cut.
     """
 
@@ -46,8 +46,12 @@ class Encoded:
 class PairTokenizer(Protocol):
     """Safe to use from several threads."""
 
-    def encode(self, pairs: Sequence[Pair], max_length: int) -> Encoded:
-        """Tokenise pairs; one over ``max_length`` loses the last tokens of its longer text, which its ``lengths`` entry shows."""
+    def encode(self, pairs: Sequence[Pair], max_length: int, only_first: bool = False) -> Encoded:
+        """Tokenise pairs; one over ``max_length`` loses the last tokens of its longer text, which its ``lengths`` entry shows.
+
+        Args:
+            only_first: take from the first text alone. A pair whose second text leaves it not one token stays as long as it is.
+        """
 
 
 def open_tokenizer(file: Path) -> PairTokenizer:
@@ -74,13 +78,13 @@ class LibraryTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
-    def encode(self, pairs: Sequence[Pair], max_length: int) -> Encoded:
+    def encode(self, pairs: Sequence[Pair], max_length: int, only_first: bool = False) -> Encoded:
         encodings = self._tokenizer.encode_batch_fast(list(pairs))
         ids = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         for index in np.flatnonzero(lengths > max_length):
             texts = encodings[index].sequence_ids
-            ids[index] = _cut(ids[index], texts, max_length)
+            ids[index] = _cut(ids[index], texts, max_length, only_first)
         return Encoded(ids, lengths)
 
 
@@ -115,12 +119,12 @@ class UnigramTokenizer:
             for part in template["pair"]
         ]
 
-    def encode(self, pairs: Sequence[Pair], max_length: int) -> Encoded:
+    def encode(self, pairs: Sequence[Pair], max_length: int, only_first: bool = False) -> Encoded:
         ids, lengths = [], np.empty(len(pairs), np.int64)
         for index, pair in enumerate(pairs):
             row, texts = self._filled([self._text(text) for text in pair])
             lengths[index] = len(row)
-            ids.append(_cut(row, texts, max_length) if len(row) > max_length else row)
+            ids.append(_cut(row, texts, max_length, only_first) if len(row) > max_length else row)
         return Encoded(ids, lengths)
 
     def _text(self, text: str) -> list[int]:
@@ -168,19 +172,25 @@ def _is_plain_unigram(described: Any) -> bool:
     )
 
 
-def _cut(ids: list[int], texts: Sequence[int | None], max_length: int) -> list[int]:
-    """Keep every special token and the beginning of both texts, taking from the longer one first, as the library does.
+def _cut(ids: list[int], texts: Sequence[int | None], max_length: int, only_first: bool) -> list[int]:
+    """Keep every special token and the beginning of both texts, taking from the longer one first or from the first one only, as
+    the library does; where the first one is too short for that, nothing is cut, as Hugging Face's pipelines have it.
 
     Args:
         texts: 0 or 1 for a token of the first or second text, None for a special token.
     """
     first, second = texts.count(0), texts.count(1)
     room = max(0, max_length - (len(ids) - first - second))
-    short = min(first, second)
-    long = max(short, room - short)
-    if short + long > room:
-        short, long = room // 2, room - room // 2
-    left = {0: short, 1: long} if first <= second else {0: long, 1: short}
+    if only_first:
+        if room <= second:
+            return ids
+        left = {0: room - second, 1: second}
+    else:
+        short = min(first, second)
+        long = max(short, room - short)
+        if short + long > room:
+            short, long = room // 2, room - room // 2
+        left = {0: short, 1: long} if first <= second else {0: long, 1: short}
     kept = []
     for token, text in zip(ids, texts, strict=True):
         if text is None:
