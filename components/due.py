@@ -7,6 +7,9 @@ from components.base import component
 def due(config: str, languages: list, compiled_for: dict) -> list:
     """Leave out the languages whose collected text is too little to adapt on; a pool that is not collected is always due.
 
+    Nothing of it is recorded: MLflow has no run of the pipeline yet that a failure could leave running, and gets none if no
+    language is due.
+
     Args:
         compiled_for: ``config.adapt`` as it was when the pipeline was compiled, which made its tasks what they are.
 

@@ -6,7 +6,7 @@ from components.base import component
 
 
 @component
-def ingest(config: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]) -> None:
+def ingest(config: str, job: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]) -> None:
     """Publish the pairs that ``config.data`` names.
 
     Args:
@@ -15,21 +15,20 @@ def ingest(config: str, role: str, language: str, pairs: dsl.Output[dsl.Dataset]
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
+    from components.record import part_of
     from conlst.contract.config import config_from_json
-    from conlst.contract.logs import set_up_logging
     from conlst.data.ingestion import ingest as ingest_pairs
     from conlst.platform.collected import fetch
 
-    set_up_logging()
     checked = config_from_json(config)
-    with TemporaryDirectory() as folder:
+    with part_of(job), TemporaryDirectory() as folder:
         sources, collected = fetch(checked.data.sources(role, language), language, Path(folder))
         report = ingest_pairs(checked, role, sources, language, Path(pairs.path), collected=collected)
     pairs.metadata.update(rows=report["rows"], pairs=report["pairs"], bad=report["bad"])
 
 
 @component
-def ingest_pools(config: str, languages: list, pairs: dsl.Output[dsl.Dataset]) -> str:
+def ingest_pools(config: str, job: str, languages: list, pairs: dsl.Output[dsl.Dataset]) -> str:
     """Publish the pools of several languages as one, for a model that is trained on all of them.
 
     Returns:
@@ -38,16 +37,15 @@ def ingest_pools(config: str, languages: list, pairs: dsl.Output[dsl.Dataset]) -
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
+    from components.record import part_of
     from conlst.contract.artifacts import read_manifest
     from conlst.contract.config import config_from_json
-    from conlst.contract.logs import set_up_logging
     from conlst.data.ingestion import ingest_pool
     from conlst.platform.collected import fetch
 
-    set_up_logging()
     checked = config_from_json(config)
     sources, collected = {}, {}
-    with TemporaryDirectory() as folder:
+    with part_of(job), TemporaryDirectory() as folder:
         for language in languages:
             sources[language], collected[language] = fetch(checked.data.sources("pool", language), language, Path(folder))
         spoken = ingest_pool(checked, sources, Path(pairs.path), collected=collected)

@@ -4,7 +4,7 @@ from components.base import component
 
 
 @component
-def promote(config: str, language: str, version: int) -> str:
+def promote(config: str, job: str, language: str, version: int) -> str:
     """Let the gate decide on a version; refusal is the default.
 
     Returns:
@@ -12,9 +12,11 @@ def promote(config: str, language: str, version: int) -> str:
     """
     import json
 
+    from components.record import part_of
     from conlst.contract.config import config_from_json
     from conlst.platform import registry
 
-    decision = registry.promote(language, version, config_from_json(config).gate)
-    result = {"language": language, "version": version, "promoted": decision.promote, "reasons": list(decision.reasons)}
-    return json.dumps({**result, "metrics": registry.version(language, version).metrics})
+    with part_of(job):
+        decision = registry.promote(language, version, config_from_json(config).gate)
+        result = {"language": language, "version": version, "promoted": decision.promote, "reasons": list(decision.reasons)}
+        return json.dumps({**result, "metrics": registry.version(language, version).metrics})

@@ -27,13 +27,15 @@ def register(
     """
     from pathlib import Path
 
+    from components.record import part_of
     from conlst.contract.config import config_from_json
     from conlst.data.pairs import collected_in
     from conlst.platform.collected import take
     from conlst.platform.release import release
 
     folders = Path(served.path), Path(evaluation.path), Path(zero_shot.path), Path(pool.path)
-    version = release(config_from_json(config), job, language, store, *folders)
-    for source, files in collected_in(Path(pool.path)).items():
-        take(source, language, job, files)
+    with part_of(job):
+        version = release(config_from_json(config), job, language, store, *folders)
+        for source, files in collected_in(Path(pool.path)).items():
+            take(source, language, job, files)
     return version

@@ -19,6 +19,6 @@ def source_model(
 
     checked = config_from_json(config)
     out = Path(model.path)
-    start = localize(checked.source_model, out.parent / "fetched")
     with recorded(checked, job, "en", "source", model.path) as run:
+        start = localize(checked.source_model, out.parent / "fetched")
         provide_source_model(checked, str(start), Path(pairs.path), Path(dev.path), out, sink=run.metrics)

@@ -15,6 +15,7 @@ def summarize(config: str, job: str, decisions: list, table: dsl.Output[dsl.Mark
     import json
     from pathlib import Path
 
+    from components.record import EXPERIMENT
     from conlst.contract.config import config_from_json
     from conlst.platform import tracking
 
@@ -23,10 +24,10 @@ def summarize(config: str, job: str, decisions: list, table: dsl.Output[dsl.Mark
     lines += [
         f"| {r['language']} | {r['version']} | {'yes' if r['promoted'] else 'no'} | {'; '.join(r['reasons'])} |" for r in rows
     ]
-    Path(table.path).write_text("\n".join(lines) + "\n")
     checked = config_from_json(config)
     params = {"config": checked.name, "config_digest": checked.digest, "languages": ",".join(r["language"] for r in rows)}
-    with tracking.run(job, experiment="conlst", folder=Path(f"{table.path}.untracked"), key=job, params=params) as run:
+    with tracking.run(job, experiment=EXPERIMENT, folder=Path(f"{table.path}.untracked"), key=job, params=params) as run:
+        Path(table.path).write_text("\n".join(lines) + "\n")
         run.metrics({f"promoted/{row['language']}": float(row["promoted"]) for row in rows})
         run.artifact(Path(table.path))
     return json.dumps(rows)

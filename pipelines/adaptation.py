@@ -81,21 +81,21 @@ def adaptation(plan: Adapt, place: Placement) -> BaseComponent:
 
 def _adapt_all(plan: Adapt, place: Placement, config: str, languages: object, store: str) -> dsl.PipelineTask:
     run = {"config": config, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-    english = _ingest(place, config, "source", "en")
-    development = _ingest(place, config, "source_dev", "en")
+    english = _ingest(place, {**run, "language": "en"}, "source")
+    development = _ingest(place, {**run, "language": "en"}, "source_dev")
     source = place.train(source_model(**run, pairs=english.output, dev=development.output)).set_display_name("source model")
     source.set_caching_options(False)
 
     if plan.joint:
         # what stands at an address may have changed since, here as in _ingest
-        pool = place.serve(ingest_pools(config=config, languages=languages)).set_caching_options(False)
+        pool = place.serve(ingest_pools(**run, languages=languages)).set_caching_options(False)
         models = _train(plan, place, {**run, "language": pool.outputs["Output"]}, source, pool, english)
         with dsl.ParallelFor(languages, parallelism=place.at_once) as language:
             decision = _release(place, {**run, "language": language}, source, pool, models, development, store)
     else:
         with dsl.ParallelFor(languages, parallelism=place.at_once) as language:
             here = {**run, "language": language}
-            pool = _ingest(place, config, "pool", language)
+            pool = _ingest(place, here, "pool")
             models = _train(plan, place, here, source, pool, english)
             decision = _release(place, here, source, pool, models, development, store)
     return place.serve(summarize(**run, decisions=dsl.Collected(decision.output)))
@@ -122,7 +122,7 @@ def _release(
     store: str,
 ) -> dsl.PipelineTask:
     """What the models are worth in one language; the last of them is exported, registered and judged by the gate."""
-    test = _ingest(place, here["config"], "test", here["language"])
+    test = _ingest(place, here, "test")
     judged = {**here, "test": test.output, "development": development.output}
     zero_shot = place.train(evaluate_zero_shot(**judged, model=source.output))
     before = zero_shot.outputs["evaluation"]
@@ -138,11 +138,11 @@ def _release(
         register(**here, store=store, served=served.output, evaluation=measured, zero_shot=before, pool=pool.outputs["pairs"])
     )
     released.set_caching_options(False)
-    decision = place.serve(promote(config=here["config"], language=here["language"], version=released.output))
+    decision = place.serve(promote(**here, version=released.output))
     return decision.set_caching_options(False)
 
 
-def _ingest(place: Placement, config: object, role: str, language: object) -> dsl.PipelineTask:
-    task = place.serve(ingest(config=config, role=role, language=language))
+def _ingest(place: Placement, here: Given, role: str) -> dsl.PipelineTask:
+    task = place.serve(ingest(**here, role=role))
     # what stands at an address may have changed since
     return task.set_display_name(f"ingest {role}").set_caching_options(False)

@@ -144,6 +144,24 @@ class TestPublish:
         verify(published)
         assert siblings(published) == []
 
+    def test_what_killed_processes_left_of_this_name_is_cleared_away(
+        self, published: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        left = [f".out.{'0' * 32}.partial", f".out.{'1' * 32}.old"]
+        others = [f".out.b.{'0' * 32}.partial", f".other.{'0' * 32}.old", ".out.0.partial", "out.old"]
+        for name in (*left, *others):
+            (published.parent / name / "deep").mkdir(parents=True)
+            # a link to an older file is not the age of the folder
+            os.utime(published.parent / name, (1, 1))
+        make(published)
+        assert siblings(published) == sorted(left + others)
+
+        now = time.time()
+        monkeypatch.setattr(artifacts.time, "time", lambda: now + 25 * 3600)
+        make(published)
+        assert siblings(published) == sorted(others)
+        verify(published)
+
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
     def test_an_exception_leaves_the_old_content(self, published: Path, error: type[BaseException]) -> None:
         before = verify(published)

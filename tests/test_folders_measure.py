@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from conlst.contract.artifacts import verify
-from conlst.contract.errors import DataError
-from conlst.data.pairs import fingerprint, read_pairs
+from conlst.contract.artifacts import publish, read_manifest, verify
+from conlst.contract.errors import ArtifactError, DataError
+from conlst.data.pairs import Ingested, fingerprint, read_pairs, write_pairs
 from conlst.stages import folders
 from tiny import tiny_pairs
 from world import POOL, STAGES, World, digest, evaluation, ingest
@@ -99,6 +99,25 @@ def test_evaluations_of_other_pairs_with_the_same_labels_are_not_compared(world:
     evaluation(world, world.model, world.pairs("test"), tmp_path / "before")
     with pytest.raises(DataError, match="other pairs"):
         evaluation(world, adapted, world.pairs("pool"), tmp_path / "after", tmp_path / "before")
+
+
+def test_the_same_pairs_in_another_order_are_compared_pair_by_pair(world: World, adapted: Path, tmp_path: Path) -> None:
+    test = read_pairs(world.pairs("test"))
+    turned = Ingested(test.select(range(len(test) - 1, -1, -1)), [], {"language": "sw"})
+    write_pairs(turned, tmp_path / "turned")
+    evaluation(world, world.model, world.pairs("test"), tmp_path / "before")
+    straight = evaluation(world, adapted, world.pairs("test"), tmp_path / "straight", tmp_path / "before")
+    result = evaluation(world, adapted, tmp_path / "turned", tmp_path / "after", tmp_path / "before")
+    assert result["comparison"]["mcnemar"] == straight["comparison"]["mcnemar"]
+
+
+def test_an_evaluation_that_does_not_tell_its_pairs_is_not_compared_with(world: World, adapted: Path, tmp_path: Path) -> None:
+    evaluation(world, world.model, world.pairs("test"), tmp_path / "now")
+    kept = load_file(tmp_path / "now" / "predictions.safetensors")
+    with publish(tmp_path / "before", kind="evaluation", meta=read_manifest(tmp_path / "now").meta) as staging:
+        save_file({name: kept[name] for name in ("logits", "labels")}, staging / "predictions.safetensors")
+    with pytest.raises(ArtifactError, match="evaluate the model again"):
+        evaluation(world, adapted, world.pairs("test"), tmp_path / "after", tmp_path / "before")
 
 
 def test_predictions_of_texts_are_those_of_the_evaluation(world: World, tmp_path: Path) -> None:

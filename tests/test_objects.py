@@ -9,7 +9,9 @@ from pathlib import Path
 import boto3
 import pytest
 from botocore.config import Config as ClientConfig
+from botocore.exceptions import ClientError
 
+from conlst.contract import artifacts
 from conlst.contract.artifacts import MANIFEST, Manifest, publish, verify
 from conlst.contract.errors import ArtifactError, BackendError
 from conlst.platform import objects
@@ -369,6 +371,12 @@ def test_an_absent_server_is_named(folder):
         objects.push_folder(folder, "s3://bucket/m")
 
 
+def test_a_mistyped_endpoint_is_named_with_its_variable(folder):
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL_S3": "minio:9000"}
+    with environment(keys), pytest.raises(BackendError, match=r"minio:9000.*AWS_ENDPOINT_URL_S3 must be a whole address"):
+        objects.push_folder(folder, "s3://bucket/m")
+
+
 @pytest.mark.parametrize("uri", ["bucket/key", "s3://bucket", "s3://b/key", "s3://bucket/a/../b", "s3://bucket//a", "s3:///key"])
 def test_malformed_addresses_are_refused(uri):
     with pytest.raises(BackendError, match="of the form s3://bucket/key"):
@@ -447,6 +455,64 @@ def test_of_two_writers_of_a_new_object_one_is_told(bucket):
     assert objects.put_new(b"first", uri)
     assert not objects.put_new(b"second", uri)
     assert objects.read_object(uri) == b"first"
+
+
+class Conflicting:
+    """A client whose first writes meet others, none of which is carried out."""
+
+    def __init__(self, *codes: str) -> None:
+        self._codes = list(codes)
+        self.written: list[bytes] = []
+
+    def put_object(self, Body: bytes, **_rest) -> None:
+        if self._codes:
+            raise ClientError({"Error": {"Code": self._codes.pop(0)}}, "PutObject")
+        self.written.append(Body)
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(objects.time, "sleep", pauses.append)
+    return pauses
+
+
+def test_writers_that_met_try_again_and_one_that_came_first_is_believed(pauses):
+    def put(*codes: str) -> tuple[bool, list[bytes]]:
+        client = Conflicting(*codes)
+        return objects._put_if_absent(client, objects.Address("bucket", "key"), b"new"), client.written
+
+    assert put("ConditionalRequestConflict", "409") == (True, [b"new"])
+    assert len(pauses) == 2
+    assert put("ConditionalRequestConflict", "PreconditionFailed") == (False, [])
+    with pytest.raises(ClientError, match="ConditionalRequestConflict"):
+        put(*["ConditionalRequestConflict"] * 9)
+
+
+@pytest.mark.usefixtures("pauses", "no_waiting")
+def test_a_lasting_conflict_is_an_error_and_not_a_lost_race(bucket):
+    with Requests(lambda *_: 409) as requests, pytest.raises(BackendError, match="ConditionalRequestConflict"):
+        objects.put_new(b"", f"{bucket}/champions/sw/000001.json")
+    assert requests.attempts["PutObject"] == 5
+
+
+def test_what_killed_processes_left_is_cleared_away_at_the_next_fetch(bucket, folder, tmp_path, cache, monkeypatch):
+    uri = objects.push_folder(folder, bucket + "/m")
+    blob, unfinished = (f".{name * 64}.{'0' * 32}.partial" for name in "ab")
+    cache.mkdir(parents=True)
+    for left in (cache / blob, cache / unfinished, tmp_path / f".fetched.{'1' * 32}.partial"):
+        left.write_bytes(b"half")
+    objects.fetch_folder(uri, tmp_path / "fetched")
+    objects.remove_unused_blobs()
+    assert (cache / blob).exists()
+    assert (tmp_path / f".fetched.{'1' * 32}.partial").exists()
+
+    monkeypatch.setattr(artifacts, "_LEFT_BEHIND_SECONDS", -1.0)
+    shutil.rmtree(tmp_path / "fetched")
+    objects.fetch_folder(uri, tmp_path / "fetched")
+    assert not (tmp_path / f".fetched.{'1' * 32}.partial").exists()
+    objects.remove_unused_blobs()
+    assert not [path for path in cache.iterdir() if path.name.startswith(".")]
 
 
 def test_objects_are_listed_in_the_order_of_their_keys(bucket):

@@ -185,7 +185,7 @@ def test_a_pipeline_refuses_a_configuration_that_it_was_not_compiled_for(changed
 @pytest.mark.parametrize(("languages", "spoken"), [(["sw"], "sw"), (["sw", "ur"], "mul")])
 def test_a_joint_pool_says_what_its_model_s_language_is(tmp_path: Path, languages: list[str], spoken: str) -> None:
     pool = SimpleNamespace(path=str(tmp_path / "pool"), metadata={})
-    assert ingest_pools.python_func(load_config("demo").to_json(), languages, pool) == spoken
+    assert ingest_pools.python_func(load_config("demo").to_json(), "1", languages, pool) == spoken
     assert pool.metadata == {"pairs": 180 * len(languages), "languages": len(languages)}
     assert set(read_pairs(tmp_path / "pool")["language"]) == set(languages)
 

@@ -1,3 +1,4 @@
+import errno
 import http.server
 import json
 import logging
@@ -5,6 +6,7 @@ import multiprocessing
 import shutil
 import socket
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -53,19 +55,19 @@ def history(client, run, name) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
 
 
-def record(experiment, folder, **more) -> None:
-    """What a pipeline run with one language and one stage logs."""
+def record(experiment, folder, key: str | None = None) -> None:
+    """What a pipeline run with one language and one stage logs, from two tasks that happen to share a folder."""
+    key = key or uuid.uuid4().hex
+    here = {"experiment": experiment, "folder": folder}
     picture = folder / "reliability.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(b"png")
-    with tracking.run(
-        "pipeline", experiment=experiment, folder=folder, params={"seed": 13}, tags={"commit": "abc"}, **more
-    ) as top:
-        with top.child("sw", params={"threshold": 0.9}) as child:
-            for step in range(3):
-                child.metrics({"loss": 1.0 - step / 10, "band/high": step}, step)
-            child.figure(picture)
-        top.metrics({"accuracy": 0.7})
+    with tracking.run("sw", key=f"{key}/sw", parent=key, params={"threshold": 0.9}, **here) as stage:
+        for step in range(3):
+            stage.metrics({"loss": 1.0 - step / 10, "band/high": step}, step)
+        stage.figure(picture)
+    with tracking.run("pipeline", key=key, params={"seed": 13}, tags={"commit": "abc"}, **here) as whole:
+        whole.metrics({"accuracy": 0.7})
     picture.unlink()
 
 
@@ -81,7 +83,7 @@ def assert_recorded(client, experiment) -> None:
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
-def test_a_run_with_a_child(up, experiment, tmp_path):
+def test_a_run_with_a_part(up, experiment, tmp_path):
     record(experiment, tmp_path)
     assert_recorded(up, experiment)
     assert not list(tmp_path.iterdir())
@@ -179,10 +181,11 @@ def test_without_a_server_nothing_happens_and_that_is_said_once(experiment, tmp_
 @pytest.mark.usefixtures("down")
 def test_a_server_that_is_down_stops_nothing_and_is_told_once(experiment, tmp_path, caplog):
     record(experiment, tmp_path)
-    assert caplog.text.count("from here on the record is kept in") == 1
+    # by each of the two tasks
+    assert caplog.text.count("from here on the record is kept in") == 2
     events = [json.loads(line) for line in (tmp_path / tracking.SPOOL).read_text().splitlines()]
     assert [event["kind"] for event in events] == [
-        "start", "start", "metrics", "metrics", "metrics", "artifact", "end", "metrics", "end"
+        "start", "metrics", "metrics", "metrics", "artifact", "end", "start", "metrics", "end"
     ]  # fmt: skip
 
 
@@ -216,10 +219,11 @@ def test_what_a_pod_could_not_send_outlives_its_disk(
     monkeypatch.setenv("CONLST_UNTRACKED", stored)
     record(experiment, tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
-    with pytest.raises(BackendError, match="took 0 of 9 events"):
+    with pytest.raises(BackendError, match=r"took 0 of [69] events"):
         tracking.replay_stored(stored)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
-    assert tracking.replay_stored(stored) == 9
+    # the second task stored what the first one had left in their folder once more
+    assert tracking.replay_stored(stored) == 6 + 9
     assert_recorded(MlflowClient(database), experiment)
     assert tracking.replay_stored(stored) == 0
 
@@ -229,6 +233,58 @@ def test_neither_server_answers_and_the_work_goes_on(experiment, tmp_path, monke
     record(experiment, tmp_path)
     assert "could not be kept either" in caplog.text
     assert (tmp_path / tracking.SPOOL).exists()
+
+
+@pytest.mark.usefixtures("down")
+def test_a_folder_that_takes_nothing_stops_nothing_and_is_told_once(experiment, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("CONLST_UNTRACKED", "s3://bucket/untracked")
+    (tmp_path / "file").write_text("in the way")
+    with tracking.run("sw", experiment=experiment, folder=tmp_path / "file" / "sw") as run:
+        for step in range(3):
+            run.metrics({"loss": 1.0}, step)
+        run.artifact(tmp_path / "file")
+    assert caplog.text.count("is lost, it cannot be kept in") == 1
+
+
+@pytest.mark.usefixtures("down")
+def test_a_full_disk_at_the_end_stops_nothing(experiment, tmp_path, caplog, monkeypatch, bucket):
+    monkeypatch.setenv("CONLST_UNTRACKED", f"{bucket}/untracked")
+
+    def full(*_args, **_rest):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with tracking.run("sw", experiment=experiment, folder=tmp_path) as run:
+        run.metrics({"loss": 1.0})
+        monkeypatch.setattr(tracking, "_rewrite", full)
+        monkeypatch.setattr(tracking.tarfile, "open", full)
+    assert "could not be kept either: [Errno 28] No space left" in caplog.text
+
+
+@pytest.mark.usefixtures("down", "bucket")
+def test_a_mistyped_endpoint_stops_nothing(experiment, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("CONLST_UNTRACKED", "s3://conlst/untracked")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "minio:9000")
+    with tracking.run("sw", experiment=experiment, folder=tmp_path):
+        pass
+    assert "Invalid endpoint: minio:9000" in caplog.text
+
+
+def test_a_part_without_a_run_ends_the_whole_if_it_fails(up, experiment, tmp_path):
+    part = {"experiment": experiment, "folder": tmp_path}
+    with tracking.part_of("pipeline-9", **part):
+        pass
+    assert runs(up, experiment) == {}
+    # even before the whole is there
+    for error, status in ((ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")):
+        with pytest.raises(error), tracking.part_of("pipeline-9", **part):
+            raise error
+        assert [run.info.status for run in runs(up, experiment).values()] == [status]
+    with tracking.run("sw", parent="pipeline-9", **part):
+        pass
+    assert {name: run.info.status for name, run in runs(up, experiment).items()} == {"pipeline-9": "KILLED", "sw": "FINISHED"}
+    with tracking.run("pipeline", key="pipeline-9", **part):
+        pass
+    assert {name: run.info.status for name, run in runs(up, experiment).items()} == {"pipeline": "FINISHED", "sw": "FINISHED"}
 
 
 def test_a_deleted_experiment_is_named_with_its_cure(up, database, experiment, tmp_path):
@@ -298,16 +354,16 @@ def test_what_a_replay_could_not_send_is_still_kept(database, experiment, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", failing)
-        with pytest.raises(BackendError, match="took 5 of 9 events"):
+        with pytest.raises(BackendError, match="took 4 of 9 events"):
             tracking.replay(tmp_path)
-    assert tracking.replay(tmp_path) == 4
+    assert tracking.replay(tmp_path) == 5
     assert_recorded(MlflowClient(database), experiment)
 
 
 def test_a_slow_server_is_not_waited_for(up, experiment, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", -1.0)
     record(experiment, tmp_path)
-    assert caplog.text.count("is slow; from here on the record is kept") == 1
+    assert caplog.text.count("is slow; from here on the record is kept") == 2
     assert_recorded(up, experiment)
 
 

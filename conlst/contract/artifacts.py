@@ -7,8 +7,11 @@ and no host, so the same content always has the same digest.
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +22,12 @@ from typing import Any
 from conlst import __version__
 from conlst.contract.errors import ArtifactError
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 _SCHEMA = 1
+# what nobody has touched for this long belongs to no living process
+_LEFT_BEHIND_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,7 @@ def publish(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file, in the way of the folder to publish; move it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+    staging = partial_of(folder)
     staging.mkdir()
     try:
         yield staging
@@ -160,12 +166,46 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
 
 def republish(folder: Path, target: Path) -> None:
     """Give a published folder a second place, the very same content under the same digest."""
-    staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+    staging = partial_of(target)
     try:
         shutil.copytree(folder, staging, copy_function=lambda one, other: link_or_copy(Path(one), Path(other)))
         _swap(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def partial_of(target: Path) -> Path:
+    """A new name beside ``target`` for what becomes it when it is whole; its parent is made.
+
+    What processes killed long ago left beside ``target`` is cleared away.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent, re.escape(target.name))
+    return target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+
+
+def remove_leftovers(parent: Path, names: str) -> None:
+    """Remove what was to become, or gave way to, a file or folder of ``parent`` and was not touched for a day.
+
+    Args:
+        names: regular expression of the file's or folder's name.
+    """
+    left = re.compile(rf"\.{names}\.[0-9a-f]{{32}}\.(partial|old)")
+    for path in parent.iterdir():
+        if not left.fullmatch(path.name):
+            continue
+        try:
+            # the time of the change, for links and renamed folders keep the older time of their content
+            changed = max(one.lstat().st_ctime for one in (path, *path.rglob("*")))
+            if changed > time.time() - _LEFT_BEHIND_SECONDS:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            # another process was first, or it is not ours to remove: no reason to stop
+            log.info("%s is left where it is: %s", path, error)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -72,6 +72,7 @@ def take(source: str, language: str, job: str, files: Sequence[str]) -> None:
     prefix = _prefix(source)
     own = sorted(file for file in files if file.startswith(f"{prefix}/language={language}/"))
     if own:
+        # a note that is there already is this one, of an earlier try: a run has one pool, and a language of it its files
         objects.put_new(json.dumps(own).encode(), f"{prefix}/taken/language={language}/{job}.json")
 
 

@@ -2,7 +2,9 @@
 
 Entry ``n`` is the object ``<store>/champions/<language>/<n>.json``, put on condition that it is not there yet. So of two
 promotions that began from the same champion one is written, and the other is told: MLflow's aliases have no compare-and-set.
-The alias ``champion`` follows the last entry; where they differ a promotion was cut short, and the entry is right.
+The alias ``champion`` follows the last entry. Where they differ, that promotion was cut short before it moved the alias, or a
+person has moved it since: then the alias is right. It is what is served, what the next candidate is compared with and what a
+rollback leaves.
 """
 
 import json
@@ -22,7 +24,7 @@ class Entry:
 
     Attributes:
         number: place in the chain, from 1.
-        version, uri, digest: of the registry; the version that serves from now on.
+        version, uri, digest: of the registry; the version to serve from now on.
         replaces: the champion before, ``None`` for the first.
         action: ``promote``, or ``rollback`` to an earlier version.
         reasons: of the decision.
@@ -60,7 +62,7 @@ def history(store: str, language: str) -> list[Entry]:
 
 
 def last(store: str, language: str) -> Entry | None:
-    """The entry in force, ``None`` if no version was promoted yet."""
+    """The last entry, ``None`` if no version was promoted yet."""
     found = objects.list_objects(_folder(store, language))
     return _read(found[-1]) if found else None
 

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,16 @@ from botocore.exceptions import (
 )
 from s3transfer.exceptions import RetriesExceededError
 
-from conlst.contract.artifacts import MANIFEST, FileEntry, Manifest, link_or_copy, sha256_of, verify
+from conlst.contract.artifacts import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    link_or_copy,
+    partial_of,
+    remove_leftovers,
+    sha256_of,
+    verify,
+)
 from conlst.contract.cache import cache_folder
 from conlst.contract.errors import ArtifactError, BackendError
 
@@ -46,8 +54,10 @@ _CLIENT = ClientConfig(
 _TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
 _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<key>.+)", re.DOTALL)
 _MANIFEST_KEY = re.compile(r"(?:(?P<prefix>.+)/)?manifests/(?P<digest>[0-9a-f]{64})\.json")
-# two writers of one manifest: the loser is told 412, or 409 while the winner is still at it
-_LOST_THE_RACE = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+_LOST_THE_RACE = ("PreconditionFailed", "412")
+# writers met, and perhaps none of them has written: the answer asks for another try
+_CONFLICT = ("ConditionalRequestConflict", "409")
+_CONFLICT_PAUSES = (0.2, 0.5, 1.0, 2.0)
 # between a look at a cached blob and the link to it lies the computation of its digest
 _IN_USE_SECONDS = 600.0
 _NOT_THERE = ("404", "NoSuchKey")
@@ -137,8 +147,7 @@ def fetch_folder(uri: str, folder: Path) -> Path:
     root, digest = _split_manifest(address)
     if _is_in_place(folder, uri, digest):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+    staging = partial_of(folder)
     staging.mkdir()
     try:
         with _client(address) as client:
@@ -169,6 +178,9 @@ def remove_unused_blobs() -> int:
         the bytes that were freed.
     """
     freed = 0
+    if _blobs().is_dir():
+        # a download that was killed is done again at once, and its blob then never again
+        remove_leftovers(_blobs(), "[0-9a-f]{64}")
     for path in _blobs().glob("[0-9a-f]*"):
         found = path.stat()
         if found.st_nlink == 1 and found.st_mtime < time.time() - _IN_USE_SECONDS:
@@ -335,15 +347,20 @@ def _put_manifest(client: Any, target: Address, manifest: Manifest) -> bytes:
 
 
 def _put_if_absent(client: Any, target: Address, content: bytes) -> bool:
-    try:
-        client.put_object(
-            Bucket=target.bucket, Key=target.key, Body=content, ContentType=_media_type(target.key), IfNoneMatch="*"
-        )
-    except ClientError as error:
-        if _code(error) not in _LOST_THE_RACE:
-            raise
-        return False
-    return True
+    pauses = iter(_CONFLICT_PAUSES)
+    while True:
+        try:
+            client.put_object(
+                Bucket=target.bucket, Key=target.key, Body=content, ContentType=_media_type(target.key), IfNoneMatch="*"
+            )
+            return True
+        except ClientError as error:
+            if _code(error) in _LOST_THE_RACE:
+                return False
+            pause = next(pauses, None) if _code(error) in _CONFLICT else None
+            if pause is None:
+                raise
+            time.sleep(pause)
 
 
 def _media_type(key: str) -> str:
@@ -383,8 +400,7 @@ def _is(path: Path, entry: FileEntry) -> bool:
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A temporary name that becomes ``target`` when the block succeeds; several processes may do so at once."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+    partial = partial_of(target)
     try:
         yield partial
         partial.replace(target)
@@ -453,6 +469,12 @@ def _client(address: Address) -> Iterator[Any]:
         raise BackendError(f"{address}: {_explain(client, error, address.bucket)}") from error
     except (BotoCoreError, RetriesExceededError) as error:
         raise BackendError(f"{address}: S3 cannot be reached ({error}); check AWS_ENDPOINT_URL_S3 and the network") from error
+    except ValueError as error:
+        if client is not None:
+            raise
+        raise BackendError(
+            f"{address}: no S3 client can be made ({error}); AWS_ENDPOINT_URL_S3 must be a whole address such as http://minio:9000"
+        ) from error
 
 
 def _explain(client: Any, error: ClientError, bucket: str) -> str:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
-from conlst.contract.artifacts import verify
-from conlst.contract.errors import RegistryError
+from conlst.contract.artifacts import read_manifest
+from conlst.contract.errors import ArtifactError, RegistryError
+from conlst.contract.predictions import read_predictions
 from conlst.platform import objects
 from conlst.platform.gate import Paired
 
@@ -21,18 +21,24 @@ def compare_evaluations(champion: str, candidate: str) -> Paired:
 
     Raises:
         ArtifactError, BackendError: if one cannot be fetched whole.
-        RegistryError: if they are not of the same pairs.
+        RegistryError: if they are not of the same pairs, or an older conlst made one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        (old, old_pairs), (new, new_pairs) = (
-            _right(objects.fetch_folder(uri, Path(folder) / name)) for name, uri in (("champion", champion), ("new", candidate))
-        )
-    if old_pairs != new_pairs or old.shape != new.shape:
+    old, old_pairs = _right(champion)
+    new, new_pairs = _right(candidate)
+    if old_pairs != new_pairs:
         raise RegistryError(f"{candidate} and {champion} measure other pairs; evaluate both models on the same ones")
     return Paired(only_champion=int((old & ~new).sum()), only_candidate=int((new & ~old).sum()))
 
 
-def _right(folder: Path) -> tuple[NDArray[np.bool_], str]:
-    manifest = verify(folder, "evaluation")
-    predictions = load_file(folder / "predictions.safetensors")
-    return predictions["logits"].argmax(axis=1) == predictions["labels"], str(manifest.meta["fingerprint"])
+def _right(uri: str) -> tuple[NDArray[np.bool_], str]:
+    """Whether the model is right on each pair, in an order that is the pairs' own, and the fingerprint of the pairs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = objects.fetch_folder(uri, Path(scratch) / "evaluation")
+        try:
+            predictions = read_predictions(folder)
+        except ArtifactError as error:
+            raise RegistryError(
+                f"{uri} cannot be compared: {error}, push that and name its address in the tag evaluation of the version"
+            ) from error
+        pairs = str(read_manifest(folder).meta["fingerprint"])
+    return predictions["logits"].argmax(axis=1) == predictions["labels"], pairs

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -49,7 +49,7 @@ class Version:
         uri: ``s3://`` address of its folder's manifest.
         digest: the digest that the address names.
         metrics: what the gate reads, as measured before registration.
-        tags: everything else that was noted, for example ``replaces`` and ``decision``.
+        tags: everything else that was noted, for example ``protocol`` and ``decision``.
     """
 
     name: str
@@ -82,12 +82,6 @@ def register(language: str, folder_uri: str, digest: str, *, metrics: dict[str, 
         client.set_registered_model_alias(name, CHALLENGER, created.version)
     log.info("registered %s version %s, %s", name, created.version, folder_uri)
     return int(created.version)
-
-
-def champion(language: str) -> Version | None:
-    """The version to serve, or ``None`` if none was promoted yet."""
-    with _client() as client:
-        return _aliased(client, _name(language), CHAMPION)
 
 
 def challenger(language: str) -> Version | None:
@@ -128,29 +122,32 @@ def promote(language: str, version: int, gate: Gate, *, uncompared: str = "") ->
         decision = _decision(candidate, before, gate.of(language), uncompared)
         _tag(client, candidate, decision=canonical_json(asdict(decision)), decided_at=_now())
         if decision.promote:
-            _tag(client, candidate, replaces=str(before.version) if before else "")
             _make_champion(client, candidate, before, number, "promote", decision.reasons)
-            if _aliases(client, name).get(CHALLENGER) == version:
-                client.delete_registered_model_alias(name, CHALLENGER)
+            _unchallenge(client, candidate)
     log.info("%s version %d %s: %s", name, version, "promoted" if decision.promote else "refused", "; ".join(decision.reasons))
     return decision
 
 
 def rollback(language: str) -> Version:
-    """Alias as ``champion`` again what the present champion replaced.
+    """Alias as ``champion`` again what the present champion replaced when it was promoted, by the ledger.
+
+    A rollback takes that promotion back: the next one goes on to the champion before, down to the first one and never forward.
 
     Raises:
-        RegistryError: if there is no champion, it replaced nothing, what it replaced is gone, or a promotion came first.
+        RegistryError: if there is no champion, it replaced nothing or was made champion by hand, what it replaced is gone, or a
+            promotion came first.
     """
     name = _name(language)
     with _client() as client:
         present = _aliased(client, name, CHAMPION)
         if present is None:
             raise RegistryError(f"{name} has no champion, so there is nothing to roll back")
-        replaced = present.tags.get("replaces")
-        if not replaced:
-            raise RegistryError(f"version {present.version} of {name} replaced no version; there is nothing to roll back to")
-        previous = _version(client, name, int(replaced))
+        replaced = _replaced(ledger.history(_store_of(client, name, present.uri), language), present.version)
+        if replaced is None:
+            raise RegistryError(
+                f"version {present.version} of {name} replaced no version when it was promoted; there is nothing to roll back to"
+            )
+        previous = _version(client, name, replaced)
         _check(previous.uri, previous.digest)
         before, number = _in_force(client, previous)
         if before is None or before.version != present.version:
@@ -179,21 +176,17 @@ def history(language: str) -> list[ledger.Entry]:
         return ledger.history(store, language)
 
 
-def resolve_champions(languages: Iterable[str] | None = None) -> dict[str, Version | RegistryError]:
-    """The champions to serve, by language: of these languages, or of all that have one.
+def resolve_champions() -> dict[str, Version | RegistryError]:
+    """The champions to serve, by language, of all languages that have one.
 
     One whose version cannot be used (never registered by conlst, not ready, gone) is its error, so that it does not keep the
     other languages from theirs.
 
     Raises:
-        RegistryError: naming the asked-for languages that have no champion, or if the registry cannot be asked.
+        RegistryError: if the registry cannot be asked.
     """
     with _client() as client:
-        wanted = _registered_languages(client) if languages is None else list(languages)
-        found = {language: _usable(client, language) for language in wanted}
-    missing = [language for language, version in found.items() if version is None]
-    if missing and languages is not None:
-        raise RegistryError(f"no champion for {', '.join(missing)}; promote a version or do not ask for these languages")
+        found = {language: _usable(client, language) for language in _registered_languages(client)}
     return {language: version for language, version in found.items() if version is not None}
 
 
@@ -283,6 +276,33 @@ def _make_champion(
             f"version {version.version} of {version.name} is decided on, but its alias could not be moved ({error}); "
             "do the same again when MLflow answers"
         ) from error
+
+
+def _unchallenge(client: MlflowClient, version: Version) -> None:
+    try:
+        if _aliases(client, version.name).get(CHALLENGER) == version.version:
+            client.delete_registered_model_alias(version.name, CHALLENGER)
+    except MlflowException as error:
+        # a word too much in MLflow; the promotion is done, and telling of a failure would have it done again
+        log.warning(
+            "version %d of %s is champion and still has the alias %s, too: %s", version.version, version.name, CHALLENGER, error
+        )
+
+
+def _replaced(entries: Sequence[ledger.Entry], present: int) -> int | None:
+    """What the champion ``present`` replaced when it was promoted, if it was, and replaced any."""
+    # what the alias was at after each entry: what the next one replaced
+    champions = [*(entry.replaces for entry in entries[1:]), present]
+    standing: list[ledger.Entry] = []
+    for entry, champion in zip(entries, champions[: len(entries)], strict=True):
+        if entry.version != champion:
+            # cut short before its alias, or the alias was moved by hand
+            continue
+        if entry.action == "promote":
+            standing.append(entry)
+        elif standing:
+            standing.pop()
+    return standing[-1].replaces if standing and standing[-1].version == present else None
 
 
 def _paired(candidate: Version, champion: Version | None) -> Paired | None:

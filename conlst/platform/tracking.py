@@ -2,8 +2,9 @@
 
 Tracking never stops the work it describes, nor does every step of it wait for an answer: metrics are kept in
 ``<folder>/untracked.jsonl`` and sent together every few seconds. From the first failed or slow call on all events are kept there
-and sent when the run ends, or later by :func:`replay`; so they are after a kill. Every event is idempotent: a run has a key, by
-which it is found or created, and metrics carry the time at which they were measured.
+and sent when the run ends, or later by :func:`replay`; so they are after a kill. What cannot be kept either, on a full disk, is
+lost, which is said once. Every event is idempotent: a run has a key, by which it is found or created, and metrics carry the time
+at which they were measured.
 
 ``MLFLOW_TRACKING_URI`` names the server; without it nothing is recorded, which is said once. Where the folder does not outlive
 the process, as in a pod, ``CONLST_UNTRACKED`` names an ``s3://`` prefix that gets what is left in it.
@@ -20,7 +21,7 @@ import tarfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -76,25 +77,32 @@ class Tracker:
         self._uri = uri
         self._folder = Path(folder)
         self._keeping = False
+        self._losing = False
         self._sender: _Sender | None = None
         self._sent = time.monotonic()
 
     def record(self, event: Event) -> None:
         if self._keeping or event["kind"] == "metrics":
-            _keep(self._folder, event)
+            self._keep(event)
             if not self._keeping and time.monotonic() - self._sent > _TOGETHER_SECONDS:
                 self._try()
         elif not self._try(event):
-            _keep(self._folder, event)
+            self._keep(event)
 
     def close(self) -> None:
         """Send what was kept, if the server is back; if not, leave it for :func:`replay`."""
-        if not (self._folder / SPOOL).exists():
-            return
         try:
             _send_kept(self._folder, self._uri, _CLOSING_SECONDS)
-        except BackendError as error:
-            log.warning("%s", error)
+        except (BackendError, OSError) as error:
+            log.warning("not all that is kept in %s was sent: %s", self._folder, error)
+
+    def _keep(self, event: Event) -> None:
+        try:
+            _keep(self._folder, event)
+        except OSError as error:
+            if not self._losing:
+                log.error("what MLflow does not take at once is lost, it cannot be kept in %s either: %s", self._folder, error)
+            self._losing = True
 
     def _try(self, event: Event | None = None) -> bool:
         """Send what waits, then ``event``; from the first failure or slow answer on no more is tried. Whether it was sent."""
@@ -143,33 +151,25 @@ class Run:
         self._record("artifact", path=str(Path(path).resolve()), under=under)
 
     @contextmanager
-    def child(
-        self, name: str, *, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None
-    ) -> Iterator["Run"]:
-        """A run below this one; the same name continues the same child."""
-        child = Run(self._recorder, self._experiment, _checked_key(f"{self.key}/{name}"))
-        with child._open(name, self.key, tags, params):
-            yield child
-
-    @contextmanager
     def _open(
         self, name: str, parent: str | None, tags: Mapping[str, str] | None, params: Mapping[str, Any] | None
     ) -> Iterator[None]:
         noted = {key: str(value) for key, value in (tags or {}).items()}
         chosen = {key: str(value) for key, value in (params or {}).items()}
         self._record("start", name=name, parent=parent, tags=noted, params=chosen)
-        status = "FAILED"
+        whole = Run(self._recorder, self._experiment, parent)._ended_by_failure() if parent else nullcontext()
+        with whole, self._ended_by_failure():
+            yield
+        self._record("end", status="FINISHED")
+
+    @contextmanager
+    def _ended_by_failure(self) -> Iterator[None]:
+        # nobody else may be left to end it; what succeeds after another try ends it anew
         try:
             yield
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except BaseException as error:
+            self._record("end", status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        finally:
-            self._record("end", status=status)
-            if parent and status != "FINISHED":
-                # nobody else may be left to end it; what succeeds after another try ends it anew
-                Run(self._recorder, self._experiment, parent)._record("end", status=status)
 
     def _record(self, kind: str, **details: Any) -> None:
         self._recorder.record({"kind": kind, "experiment": self._experiment, "run": self.key, "time": _milliseconds(), **details})
@@ -199,18 +199,38 @@ def run(
     """
     current_key = _checked_key(uuid.uuid4().hex if key is None else key)
     parent_key = None if parent is None else _checked_key(parent)
+    with _recorder(folder) as recorder:
+        current = Run(recorder, experiment, current_key)
+        with current._open(name, parent_key, tags, params):
+            yield current
+
+
+@contextmanager
+def part_of(key: str, *, experiment: str, folder: Path) -> Iterator[None]:
+    """A part without a run of its own: if the block raises, the run of ``key`` ends as FAILED, and else nothing is recorded.
+
+    Args:
+        key, experiment, folder: as of :func:`run`. If there is no such run yet, one is made that has failed.
+
+    Raises:
+        ConfigError: as :func:`run`.
+    """
+    whole = _checked_key(key)
+    with _recorder(folder) as recorder, Run(recorder, experiment, whole)._ended_by_failure():
+        yield
+
+
+@contextmanager
+def _recorder(folder: Path) -> Iterator[Recorder]:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     recorder: Recorder = Tracker(uri, folder) if uri else NullTracker()
     if not uri:
         _say_off()
-    current = Run(recorder, experiment, current_key)
     try:
-        with current._open(name, parent_key, tags, params):
-            yield current
+        yield recorder
     finally:
         recorder.close()
-        if (Path(folder) / SPOOL).exists():
-            _store(Path(folder))
+        _store(Path(folder))
 
 
 def replay_stored(prefix: str) -> int:
@@ -363,19 +383,21 @@ def _keep(folder: Path, event: Event) -> None:
 
 
 def _store(folder: Path) -> None:
-    """Bring a spool to ``$CONLST_UNTRACKED``, if that is set: a pod's disk goes with the pod."""
+    """Bring a spool, if one is left, to ``$CONLST_UNTRACKED``, if that is set: a pod's disk goes with the pod."""
     prefix = os.environ.get("CONLST_UNTRACKED")
     if not prefix:
         return
     from conlst.platform import objects
 
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as packed:
-        packed.add(folder, arcname=".")
     uri = f"{prefix.rstrip('/')}/{uuid.uuid4().hex}{_PACKED}"
     try:
+        if not (folder / SPOOL).exists():
+            return
+        with tarfile.open(fileobj=content, mode="w:gz") as packed:
+            packed.add(folder, arcname=".")
         objects.put_new(content.getvalue(), uri)
-    except BackendError as error:  # as with MLflow: the work that is described goes on
+    except (BackendError, OSError) as error:  # as with MLflow: the work that is described goes on
         log.error("what MLflow did not take could not be kept either: %s", error)
         return
     log.warning("what MLflow did not take is kept at %s; send it with conlst replay %s", uri, prefix)

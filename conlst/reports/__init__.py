@@ -9,7 +9,7 @@ Protocol = Literal["supervised", "zero-shot", "inductive", "transductive"]
 
 _MEANINGS: dict[Protocol, str] = {
     "supervised": "the model was trained on other pairs of this language with their labels",
-    "zero-shot": "the model saw no pair of this language, labelled or not",
+    "zero-shot": "the model saw no pair that people wrote in this language, labelled or not",
     "inductive": "the model was adapted on other unlabelled pairs of this language and never saw these",
     "transductive": "the model was adapted on a pool that holds these pairs, without their labels",
 }

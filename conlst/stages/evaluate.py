@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from numpy.typing import NDArray
 from torch import Tensor
 
-from conlst.contract.artifacts import publish, verify
+from conlst.contract.artifacts import publish, read_manifest, verify
 from conlst.contract.config import Config
 from conlst.contract.errors import DataError
+from conlst.contract.predictions import read_predictions, write_predictions
 from conlst.reports import Protocol, figures
 from conlst.reports.metrics import compare, evaluate_probabilities
 from conlst.reports.page import evaluation_markdown, evaluation_page
 
 KIND = "evaluation"
 SOURCE_LANGUAGE = "en"
-_PREDICTIONS = "predictions.safetensors"
 _HEADLINE = ("language", "protocol", "n", "accuracy", "macro_f1", "ece")
 
 
@@ -56,6 +56,7 @@ def publish_evaluation(
     config: Config,
     parents: dict[str, str],
     fingerprint: str,
+    records: NDArray[np.int64],
     before: Path | None = None,
     trace: list[tuple[int, float]] | None = None,
 ) -> dict[str, Any]:
@@ -66,7 +67,9 @@ def publish_evaluation(
         labels: ``[n]``, the truth.
         parents: digests of ``model`` and ``pairs``.
         fingerprint: of the pairs' content.
-        before: the evaluation of an earlier model on the same pairs, to compare with (paper, figures 3 and 4, table 4).
+        records: ``[n]`` hashes of the pairs.
+        before: the evaluation of an earlier model on the same pairs in any order, to compare with (paper, figures 3 and 4,
+            table 4).
         trace: accuracy at steps of stage 1 (figure 5).
 
     Returns:
@@ -74,6 +77,7 @@ def publish_evaluation(
         ``comparison``.
 
     Raises:
+        ArtifactError: if ``before`` cannot be read, or was published by a conlst that did not keep ``records``.
         DataError: if ``before`` is of other pairs.
     """
     probabilities = logits.double().softmax(1).numpy()
@@ -84,12 +88,12 @@ def publish_evaluation(
         **evaluate_probabilities(probabilities, truth, config.evaluate),
     }
     if before is not None:
-        old = _earlier(before, fingerprint)
+        old = _earlier(before, fingerprint, records)
         evaluation["comparison"] = compare(old, probabilities, truth, config.evaluate)
     meta = {key: evaluation[key] for key in _HEADLINE} | {"fingerprint": fingerprint}
     with publish(folder, kind=KIND, config=config.to_dict(), parents=parents, meta=meta) as staging:
         (staging / "evaluation.json").write_text(json.dumps(evaluation, indent=1, sort_keys=True))
-        save_file({"logits": logits.float().numpy(), "labels": truth}, staging / _PREDICTIONS)
+        write_predictions(staging, logits.float().numpy(), truth, records)
         drawn = _draw(evaluation, trace, len(truth), staging / "figures")
         title = f"{language}, {protocol}"
         comparison = evaluation.get("comparison")
@@ -104,10 +108,13 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def _earlier(folder: Path, fingerprint: str) -> np.ndarray:
-    if verify(folder, KIND).meta["fingerprint"] != fingerprint:
+def _earlier(folder: Path, fingerprint: str, records: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Probabilities of an earlier evaluation, its rows in the order of ``records``."""
+    if read_manifest(folder, KIND).meta["fingerprint"] != fingerprint:
         raise DataError(f"{folder} evaluates other pairs; compare evaluations of the same data only")
-    logits = load_file(folder / _PREDICTIONS)["logits"].astype(np.float64)
+    sorted_logits = read_predictions(folder)["logits"].astype(np.float64)
+    logits = np.empty_like(sorted_logits)
+    logits[np.argsort(records, kind="stable")] = sorted_logits
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
 

@@ -12,8 +12,7 @@ from datasets import Dataset
 from conlst.contract.artifacts import read_manifest
 from conlst.contract.config import Compute, Config
 from conlst.contract.errors import DataError
-from conlst.data.pairs import SEVERAL, fingerprint, read_pairs, require_labels
-from conlst.data.tokens import tokenize
+from conlst.data.pairs import SEVERAL, fingerprint, read_pairs, record_hashes, require_labels
 from conlst.model.folder import Model, load_model
 from conlst.stages.evaluate import KIND as EVALUATION
 from conlst.stages.evaluate import protocol_of, publish_evaluation, read_evaluation
@@ -46,6 +45,7 @@ def evaluate_model(
         config=config,
         parents=parents,
         fingerprint=fingerprint(tested),
+        records=record_hashes(tested),
         before=before,
         # the pool of several languages says nothing of one
         trace=_trace(model) if adapted_to == [language] else None,
@@ -124,7 +124,7 @@ def predict_pairs(model: Path, pairs: Sequence[tuple[str, str]]) -> list[list[fl
     """Class probabilities of premise and hypothesis, by a trained model, in float32."""
     loaded = load_model(model)
     premises, hypotheses = zip(*pairs, strict=True)
-    tokens = tokenize(premises, hypotheses, loaded.tokenizer, max_length=loaded.text.max_length, pad_id=loaded.text.pad_id)
+    tokens = loaded.tokenize(premises, hypotheses)
     if tokens.truncated:
         raise DataError(f"the pair is longer than the {loaded.text.max_length} tokens that the model reads; shorten it")
     return predict_logits(loaded.classifier, tokens, Compute(precision="fp32"), 8192).softmax(1).tolist()
