@@ -22,7 +22,6 @@ from conlst.contract.labels import NAMES
 from conlst.contract.logs import set_up_logging
 from conlst.data.pairs import require_labels
 from conlst.data.sources import load_source
-from conlst.data.tokens import tokenize
 from conlst.method.alignment import prior_shift
 from conlst.model.folder import load_model
 from conlst.stages import folders
@@ -66,9 +65,9 @@ def _predicted(model: Path, file: Path, language: str) -> tuple[Tensor, Tensor]:
     """Logits ``[n, 3]`` and labels ``[n]``."""
     loaded, pairs = load_model(model), load_source([str(file)], language=language).pairs
     require_labels(pairs, str(file))
-    text, compute = loaded.text, load_config("xnli-e5-small").compute.model_copy(update={"precision": "fp32"})
+    compute = load_config("xnli-e5-small").compute.model_copy(update={"precision": "fp32"})
     set_up_compute(compute)
-    tokens = tokenize(pairs["premise"], pairs["hypothesis"], loaded.tokenizer, max_length=text.max_length, pad_id=text.pad_id)
+    tokens = loaded.tokenize(pairs["premise"], pairs["hypothesis"])
     return predict_logits(loaded.classifier, tokens, compute, 8192), torch.tensor(pairs["label"])
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset
 from provenance import provenance
 
-from conlst.contract.config import Config, load_config
+from conlst.contract.config import Config, load_config, with_settings
 from conlst.contract.logs import set_up_logging
 from conlst.data.sources import load_source
 from conlst.model.folder import Model, load_model
@@ -41,7 +41,8 @@ def main() -> None:
     set_up_logging()
     made = provenance("torch", "transformers", "tokenizers")
 
-    config = load_config("xnli-e5-small")
+    # in float32, as the gate's estimate
+    config = with_settings(load_config("xnli-e5-small"), {"compute.precision": "fp32"})
     set_up_compute(config.compute)
     english = _pairs(options.data / "source/dev_matched.en.tsv.gz", "en", config)
     english = english.shuffle(seed=config.seed).select(range(min(_ENGLISH_PAIRS, len(english))))

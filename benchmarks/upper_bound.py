@@ -52,17 +52,13 @@ def main() -> None:
 
     config = with_settings(load_config("xnli-e5-small"), {**SETTINGS, "seed": options.seed})
     set_up_compute(config.compute)
-    rows = {language: _row(options.model, options.data, language, config) for language in options.language}
-    result = {
-        "rows": rows,
-        "settings": config.selftrain.model_dump(mode="json"),
-        "seed": options.seed,
-        **made,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    for language, row in rows.items():
-        print(f"{language}: {row['before']['accuracy']:.4f} -> {row['after']['accuracy']:.4f} with the true labels of the pool")
+    result = {"settings": config.selftrain.model_dump(mode="json"), "seed": options.seed, **made}
+    rows: dict[str, Any] = {}
+    for language in options.language:
+        rows[language] = row = _row(options.model, options.data, language, config)
+        told = f"{row['before']['accuracy']:.4f} -> {row['after']['accuracy']:.4f} with the true labels of the pool"
+        print(f"{language}: {told}", flush=True)
+        _write(options.out, {"rows": rows, **result})
 
 
 def _row(folder: Path, data: Path, language: str, config: Config) -> dict[str, Any]:
@@ -94,6 +90,11 @@ def _pairs(files: Sequence[Path], language: str, config: Config) -> Dataset:
 
 def _probabilities(model: Model, pairs: Dataset, config: Config) -> Tensor:
     return predict_logits(model.classifier, tokens_of(pairs, model), config.compute, config.evaluate.batch_tokens).softmax(1)
+
+
+def _write(file: Path, result: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from conlst.contract.artifacts import publish, verify
-from conlst.contract.config import Compute, Optimisation
+from conlst.contract.artifacts import Manifest, publish, verify
+from conlst.contract.config import Compute, Config, Optimisation
 from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
 from conlst.data.batching import shuffled_batches
 from conlst.parallel import world
@@ -65,20 +66,36 @@ class Checkpoints:
     identity: str
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint, or ``None`` at the beginning of a run.
+        """The last checkpoint, or ``None`` at the beginning of a run; of several processes all must ask.
 
         Raises:
             ArtifactError: if the checkpoint is damaged or belongs to another run.
+            TrainingError: if the processes do not all find the same one.
         """
-        if not self.folder.exists():
+        manifest = verify(self.folder, "checkpoint") if self.folder.exists() else None
+        self._require_one_run(manifest)
+        if manifest is None:
             return None
-        meta = verify(self.folder, "checkpoint").meta
+        meta = manifest.meta
         if meta["identity"] != self.identity:
             raise ArtifactError(f"{self.folder} is the checkpoint of another run (config, data or model differ); remove it")
         tensors = load_file(self.folder / "checkpoint.safetensors")
         stage = {name.removeprefix("stage/"): tensors.pop(name) for name in list(tensors) if name.startswith("stage/")}
         log.info("resuming at step %d from %s", meta["step"], self.folder)
         return Checkpoint(meta["step"], tensors, stage, meta["state"])
+
+    def _require_one_run(self, manifest: Manifest | None) -> None:
+        """Only the first process writes: what another finds on a disk of its own is missing, or of an earlier attempt."""
+        if world().size == 1:
+            return
+        found: list[tuple[int, str]] = [(0, "")] * world().size
+        dist.all_gather_object(found, (manifest.meta["step"], manifest.digest) if manifest else (0, ""))
+        if len(set(found)) > 1:
+            raise TrainingError(
+                f"{self.folder} holds other checkpoints for some processes than for others (steps"
+                f" {', '.join(str(step) for step, _ in found)}); put --out on a volume that all processes share, or remove the"
+                " checkpoint"
+            )
 
     def discard(self) -> None:
         """Remove what is kept, when every process has read it."""
@@ -100,6 +117,16 @@ def set_up_compute(compute: Compute) -> torch.device:
     torch.set_flush_denormal(True)
     use_gpu = compute.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_gpu else "cpu")
+
+
+def require_one_process(config: Config, what: str) -> None:
+    """Refuse several processes for a training that does not share its batches among them.
+
+    Raises:
+        ConfigError: if there are several, or will be.
+    """
+    if max(config.compute.processes, world().size, int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(f"{what} trains in one process; set compute.processes to 1, and start it without a launcher")
 
 
 def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[Any]:
@@ -256,7 +283,7 @@ class Trainer:
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, staging / "checkpoint.safetensors")
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take weights, moments, averages and step from a checkpoint of the same run."""
+        """Take weights, moments, averages and step from a checkpoint of the same run, and its tensors away from it."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(checkpoint.tensors[f"model/{name}"])
@@ -268,4 +295,6 @@ class Trainer:
                 }
             for name, average in self._averages.items():
                 average.copy_(checkpoint.tensors[f"ema/{name}"])
+        # the stage holds its checkpoint while it trains, and would hold every weight twice
+        checkpoint.tensors.clear()
         self.step = checkpoint.step

@@ -15,7 +15,7 @@ from conlst.bench.cell import Cell, read_cells
 from conlst.bench.matrix import Matrix
 from conlst.bench.run import Bench, run_matrix
 from conlst.contract.config import load_config
-from conlst.contract.errors import ConfigError, DataError
+from conlst.contract.errors import ArtifactError, ConfigError, DataError
 from conlst.data.pairs import read_pairs
 from conlst.stages import evaluate, folders
 from conlst.training import Trainer
@@ -318,6 +318,18 @@ def test_a_changed_setting_makes_stale_what_it_touches(full: Full, changes: dict
     assert full[0].stale(full[0].matrix(**changes)) == stale
 
 
+def test_another_starter_makes_stale_what_starts_from_it(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = full[0]
+    stage0 = {"plain": {"describes": "fine-tuning"}, "starter": {"describes": "shipped", "model": "starter"}}
+    systems = {name: {"describes": name, "start": name} for name in stage0}
+    matrix = place.matrix(stage0=stage0, systems=systems, runs=[{"systems": list(stage0), "languages": ["en"]}])
+    bench = Bench(matrix, place.data, place.work, place.results, {})
+    before = {cell.system: bench._identity(cell) for cell in matrix.plan()}
+    monkeypatch.setattr("conlst.bench.run.shipped_digest", lambda: "of another")
+    after = {cell.system: bench._identity(cell) for cell in matrix.plan()}
+    assert [name for name in stage0 if before[name] != after[name]] == ["starter"]
+
+
 def test_another_subset_makes_everything_stale(full: Full) -> None:
     assert full[0].stale(full[0].matrix(), subset=20) == ALL
 
@@ -334,6 +346,13 @@ def test_what_a_setting_does_not_touch_is_kept(again: Place, monkeypatch: pytest
     after = again.cells()
     assert [name for name in after if after[name] != before[name]] == ["conl/fr-inductive-test-13"]
     assert after["conl/fr-inductive-test-13"].config["calibrate"]["lr"] == 2e-3
+
+
+def test_an_evaluation_that_kept_less_is_not_compared_with_but_made_anew(again: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conlst.bench.run.KEPT", ("labels", "logits", "records", "more"))
+    calls = counting(monkeypatch)
+    again.run(again.matrix(settings={"calibrate.lr": 3e-3}, runs=[{"systems": ["conl"], "languages": ["fr"]}]))
+    assert calls == {"calibrate_model": 1, "evaluate_model": 2}
 
 
 def test_another_measure_is_measured_anew_without_training(again: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,10 +373,10 @@ def test_other_data_under_the_same_name_makes_another_source_model(trained: Plac
 
 
 def same(one: Cell, other: Cell) -> bool:
-    """Whether two cells differ in nothing but when and how fast they were made."""
+    """Whether two cells differ in nothing but when and how fast they were made, and from which state of the checkout."""
 
     def facts(cell: Cell) -> dict[str, Any]:
-        raw = cell.model_dump(exclude={"finished", "machine"})
+        raw = cell.model_dump(exclude={"finished", "machine", "commit", "dirty"})
         return raw | {"stages": [stage | {"seconds": 0} for stage in raw["stages"]]}
 
     return facts(one) == facts(other)
@@ -416,15 +435,32 @@ def test_a_kill_within_a_stage_is_gone_on_from(full: Full, fresh: Place, monkeyp
         assert [stage.seconds for stage in cell.stages[:2]] == [None] * len(cell.stages[:2])
 
 
-def test_a_stage_that_lost_its_time_is_made_again(trained: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def lose_times(place: Place) -> None:
+    for file in place.work.rglob("*.seconds"):
+        file.unlink()
+
+
+def test_a_stage_that_lost_its_time_is_kept_and_its_time_unknown(trained: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     killed(trained, "self_train_model", 1)
-    for folder in (trained.work / "source", trained.work / "shared"):
-        for file in folder.rglob("*.seconds"):
-            file.unlink()
+    shutil.rmtree(trained.results)
+    lose_times(trained)
     calls = counting(monkeypatch)
     trained.run(trained.matrix(**ONE))
-    assert (calls["train_source_model"], calls["calibrate_model"]) == (1, 1)
-    assert all(stage.seconds > 0.001 for cell in trained.cells().values() for stage in cell.stages)
+    assert (calls["train_source_model"], calls["calibrate_model"]) == (0, 0)
+    stages = trained.cells()["conlst/sw-inductive-test-13"].stages
+    assert [(stage.name, stage.seconds) for stage in stages[:2]] == [("source", None), ("calibrate", None)]
+    assert stages[2].seconds > 0.001
+    assert all(stage.steps > 0 for stage in stages)
+
+
+def test_a_damaged_model_without_its_time_is_named_and_left(trained: Place) -> None:
+    lose_times(trained)
+    (model,) = (trained.work / "source").glob("plain-13-*")
+    weights = model / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors is not the file that was published"):
+        trained.run(trained.matrix(**ONE))
+    assert weights.exists()
 
 
 def test_what_a_kill_left_after_the_last_cell_is_cleared(again: Place) -> None:
@@ -450,11 +486,15 @@ def test_pairs_that_the_source_model_learned_are_not_tested(trained: Place) -> N
     assert not trained.results.exists()
 
 
-def test_a_split_that_is_another_protocol_than_its_name_says_is_refused(trained: Place) -> None:
+def test_a_split_that_is_another_protocol_than_its_name_says_is_refused_before_anything_is_trained(
+    fresh: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counting(monkeypatch)
     splits = {"dev": {"default": "{data}/test.{language}.tsv"}, "test": {"default": "{data}/test.{language}.tsv"}}
     with pytest.raises(ConfigError, match="is planned as inductive, but the texts say transductive"):
-        trained.run(trained.matrix(splits=splits, runs=[{"systems": ["conl"], "languages": ["sw"]}]))
-    assert not trained.results.exists()
+        fresh.run(fresh.matrix(splits=splits, runs=[{"systems": ["conl"], "languages": ["sw"]}]))
+    assert not calls
+    assert not fresh.results.exists()
 
 
 def test_system_restricts(trained: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,24 @@ def test_a_source_term_that_teaches_nothing_needs_no_source(
     assert any(pairs is world[3] for pairs in read)
 
 
+def test_source_share_is_of_the_anchors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    draw = stage_module.draw_of_like_length
+
+    def record(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        asked.append(count)
+        return draw(lengths, count, generator)
+
+    monkeypatch.setattr(stage_module, "draw_of_like_length", record)
+    counts: dict[float, list[int]] = {}
+    for share in (1.0, 0.5):
+        asked.clear()
+        run(world, configured(world, source_share=share))
+        counts[share] = list(asked)
+    assert max(counts[1.0]) > 3
+    assert counts[0.5] == [max(1, round(count / 2)) for count in counts[1.0]]
+
+
 @pytest.mark.parametrize("term", ["complementary", "literal"])
 def test_a_source_term_without_source_pairs_is_refused(world: World, term: str) -> None:
     with pytest.raises(ConfigError, match=rf"calibrate\.source_term {term} needs labelled source pairs"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conlst.contract.artifacts import verify
+from conlst.contract.errors import ConfigError, DataError
 from conlst.data.pairs import SEVERAL, fingerprint, merge_pairs, read_pairs
 from conlst.stages import folders
 from tiny import tiny_pairs, write_tsv
@@ -149,6 +150,20 @@ def test_other_teachers_make_another_model_and_the_same_ones_none(world: World, 
     assert train() != first
 
 
+def test_what_a_teacher_was_trained_on_counts_as_seen(world: World, adapted: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "other", tmp_path / "taught"
+    folders.train_source_model(world.config(source={"epochs": 4}), world.pairs("more-source"), other)
+    test = world.pairs("test")
+    folders.calibrate_model(world.config(), world.model, test, "sw", tmp_path / "saw-the-test")
+    config = world.config(selftrain={"max_iterations": 1, "rule": "fixed", "threshold": 0.4, "floor": 0.34})
+    teachers = [other, tmp_path / "saw-the-test"]
+    folders.self_train_model(config, world.model, world.pairs("pool"), "sw", out, teachers=teachers)
+    assert evaluation(world, out, test, tmp_path / "e")["protocol"] == "transductive"
+    assert evaluation(world, adapted, test, tmp_path / "f")["protocol"] == "inductive"
+    with pytest.raises(DataError, match=r"60 of 60 pairs .* were trained on with labels"):
+        evaluation(world, out, world.pairs("more-source"), tmp_path / "g")
+
+
 def test_a_rule_without_bars_tells_the_other_metrics(world: World, tmp_path: Path) -> None:
     for rule in ("softmatch", "flexmatch"):
         told: list[dict[str, float]] = []
@@ -185,6 +200,18 @@ def test_self_learning_publishes_what_it_took(world: World, calibrated: Path, tm
         assert 0 < sum(told["selected"]) <= 27  # a fifth of the pool for each of three classes
         assert len(told["losses"]) > 0
     assert evaluation(world, out, world.pairs("test"), tmp_path / "e")["protocol"] == "inductive"
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_self_learning_is_refused_to_several_processes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launched: bool
+) -> None:
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    config = world.config(compute={"processes": 1 if launched else 2})
+    with pytest.raises(ConfigError, match=r"self-learning trains in one process; set compute\.processes to 1"):
+        folders.self_learn_model(config, world.model, world.pairs("pool"), "sw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_self_learning_is_kept_when_it_was_made_from_the_same(world: World, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Stage 0 from folder to folder on a tiny backbone: what it learns from, what it tells, what it refuses."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from conlst.contract.artifacts import read_manifest, verify
+from conlst.contract.artifacts import publish, read_manifest, verify
 from conlst.contract.errors import ArtifactError, ConfigError, DataError
 from conlst.data.pairs import merge_pairs, read_pairs
+from conlst.model import starter
 from conlst.model.folder import load_model
 from conlst.stages import folders
 from tiny import tiny_pairs, write_tsv
@@ -32,7 +34,7 @@ from world import (
 
 def test_the_source_model_tells_what_it_was_made_from_and_how_good_it_is(world: World) -> None:
     manifest = verify(world.model, "model")
-    assert manifest.parents == {"pairs": digest(world.pairs("source"))}
+    assert manifest.parents == {"pairs": digest(world.pairs("source")), "dev": digest(world.pairs("dev"))}
     assert manifest.config == world.config().to_dict()
     assert (manifest.meta["language"], manifest.meta["pairs"], manifest.meta["dev_pairs"]) == ("en", 90, 30)
     assert manifest.meta["dev_accuracy"] > 0.5
@@ -86,6 +88,59 @@ def synonyms(path: Path, **words: str) -> str:
     """A table that knows these words."""
     path.write_text("".join(f"{word}\t{neighbours}\n" for word, neighbours in words.items()))
     return str(path)
+
+
+def test_a_source_model_that_was_made_from_the_same_before_is_kept(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, loaded = synonyms(tmp_path / "a.tsv", she="he", river="house"), []
+    load = folders.source.load_backbone
+    monkeypatch.setattr(folders.source, "load_backbone", lambda *given: loaded.append(given) or load(*given))
+
+    def is_trained(pairs: str = "source", dev: str = "dev", **changed: Any) -> bool:
+        loaded.clear()
+        config = world.config(source={"epochs": 1, "synonyms": {"table": table, "copies": 1}, **changed})
+        folders.train_source_model(config, world.pairs(pairs), tmp_path / "m", world.pairs(dev))
+        return bool(loaded)
+
+    assert [is_trained(), is_trained()] == [True, False]
+    assert [is_trained(lr=1e-4), is_trained("more-source"), is_trained(dev="test"), is_trained()] == [True] * 4
+    # the same name of a table, and another word in it
+    synonyms(tmp_path / "a.tsv", she="woman", river="house")
+    assert [is_trained(), is_trained()] == [True, False]
+
+
+def ship(world: World, folder: Path, rank: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Take the world's source model for the starter that conlst ships; returns its digest."""
+    with publish(folder, kind=starter.KIND) as staging:
+        starter.write_starter(load_model(world.model), world.config().backbone, rank, staging)
+    monkeypatch.setattr(starter, "FOLDER", folder)
+    return digest(folder)
+
+
+def test_a_starter_that_was_built_is_kept_until_another_is_shipped(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = tmp_path / "built"
+    made: list[tuple[int, str]] = []
+    for rank in (4, 4, 2):
+        shipped = ship(world, tmp_path / f"rank-{rank}", rank, monkeypatch)
+        assert folders.resolve_source_model("starter", built) == built
+        assert verify(built, "model").parents == {"starter": shipped}
+        made.append(((built / WEIGHTS).stat().st_ino, digest(built)))
+    assert made[0] == made[1]
+    assert made[2][1] != made[1][1]
+
+
+def test_the_starter_is_trained_further(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ship(world, tmp_path / "shipped", 4, monkeypatch)
+    start = folders.resolve_source_model("starter", tmp_path / "built")
+    config = world.config(source={"epochs": 1})
+    folders.train_source_model(config, world.pairs("more-source"), tmp_path / "m", start=start)
+    assert verify(tmp_path / "m").parents["start"] == digest(start)
+    other = world.config(source={"epochs": 1}, backbone={"pooling": "cls"})
+    with pytest.raises(ConfigError, match=r"was made with other settings of the backbone \(pooling\)"):
+        folders.train_source_model(other, world.pairs("more-source"), tmp_path / "n", start=start)
 
 
 def trained(world: World, out: Path, auxiliary: dict[str, Path] | None = None, **source: Any) -> dict[str, Any]:
@@ -144,7 +199,11 @@ def test_meta_learning_comes_after_and_remembers_the_auxiliary_pairs(world: Worl
     assert len(done["meta_losses"]) == 3
     assert "meta_losses" not in plain
     assert (tmp_path / "m" / WEIGHTS).read_bytes() != (tmp_path / "plain" / WEIGHTS).read_bytes()
-    assert verify(tmp_path / "m").parents == {"pairs": digest(world.pairs("source")), "auxiliary/es": digest(spanish)}
+    assert verify(tmp_path / "m").parents == {
+        "pairs": digest(world.pairs("source")),
+        "auxiliary/es": digest(spanish),
+        "dev": digest(world.pairs("dev")),
+    }
     assert set(load_model(tmp_path / "m").seen["source"].tolist()) >= set(hashes(spanish))
     assert len(load_model(tmp_path / "m").seen["source"]) == 120
     with pytest.raises(DataError, match=r"30 of 30 pairs .* were trained on with labels"):
@@ -192,6 +251,17 @@ def test_auxiliary_pairs_that_are_missing_or_have_no_use_are_told_before_trainin
         folders.train_source_model(
             config, world.pairs("source"), tmp_path / "out", None, sink=stop_at(1), auxiliary=dict.fromkeys(auxiliary, folder)
         )
+
+
+def test_meta_learning_is_refused_to_several_processes_before_any_training(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders.source, "load_backbone", lambda *_: pytest.fail("the backbone was loaded"))
+    # as one of two that were started sees it
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("conlst.parallel._joined", lambda _config: nullcontext())
+    with pytest.raises(ConfigError, match=r"meta-learning trains in one process; set compute\.processes to 1"):
+        trained(world, tmp_path / "out", {"es": world.pairs("more-source")}, **META)
 
 
 def test_auxiliary_pairs_need_labels(world: World, tmp_path: Path) -> None:

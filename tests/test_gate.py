@@ -86,6 +86,14 @@ def test_a_clear_loss_on_the_same_pairs_is_refused_whatever_the_margin():
     assert decide(GOOD, CHAMPION, lenient, Paired(only_champion=15, only_candidate=40)).promote
 
 
+@pytest.mark.parametrize(("significance", "promoted"), [(0.05, False), (0.01, True)])
+def test_significance_says_what_a_clear_loss_is(significance, promoted):
+    lenient = GATE.model_copy(update={"min_gain": -0.5, "significance": significance})
+    lost = Paired(only_champion=20, only_candidate=8)
+    assert 0.01 < lost.p_value < 0.05
+    assert decide(GOOD, CHAMPION, lenient, lost).promote == promoted
+
+
 def test_the_p_value_is_mcnemars():
     assert Paired(0, 5).p_value == pytest.approx(2 / 32)
     assert Paired(3, 3).p_value == 1

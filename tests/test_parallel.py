@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import multiprocessing
+from torch.multiprocessing import ProcessContext
 
-from conlst.contract.artifacts import read_manifest
+from conlst.contract.artifacts import publish, read_manifest
 from conlst.contract.config import Config, with_settings
 from conlst.contract.errors import ArtifactError, TrainingError
 from conlst.parallel import MetricSink, World
@@ -107,9 +109,22 @@ def test_two_processes_train_as_one_with_the_doubled_batch(config: Config, work:
 
 
 @pytest.mark.slow
-def test_an_error_of_a_process_is_told_as_it_is(config: Config, work: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_process_is_told_as_it_is(
+    config: Config, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = multiprocessing.start_processes
+
+    def ended(*arguments, **more) -> ProcessContext:
+        """Processes that are gone before anything of what they told is read, as on a busy machine."""
+        context = start(*arguments, **more)
+        for process in context.processes:
+            process.join()
+        return context
+
+    monkeypatch.setattr(multiprocessing, "start_processes", ended)
     unsure = with_settings(config, {"compute.processes": 2, "calibrate.threshold": 0.999})
-    with pytest.raises(TrainingError, match=r"no pool pair is surer than 0\.999"):
+    # from its first word to the last: a traceback of the process would hold these words too
+    with pytest.raises(TrainingError, match=r"^no pool pair is surer than 0\.999[^\n]*$"):
         folders.calibrate_model(unsure, work / "model", work / "pool", "sw", tmp_path / "out", work / "source")
     assert not (tmp_path / "out").exists()
 
@@ -138,6 +153,56 @@ def test_a_launcher_starts_the_processes_of_several_pods(config: Config, work: P
     doubled = with_settings(config, {"source.batch_tokens": 512})
     folders.train_source_model(doubled, work / "source", tmp_path / "one")
     assert losses(tmp_path / "model") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+_ON_ITS_OWN_DISK = """
+import json, sys
+from pathlib import Path
+import torch.distributed as dist
+from conlst.contract.config import Config
+from conlst.contract.errors import TrainingError
+from conlst.stages.folders.checkpoints import is_made_from
+from conlst.training import Checkpoints
+
+dist.init_process_group("gloo")
+disk = Path(sys.argv[1]) / str(dist.get_rank())
+told = {}
+for name in ("missing", "other", "same", "none"):
+    try:
+        found = Checkpoints(disk / name, 1, "this run").load()
+        told[name] = found and found.step
+    except TrainingError as error:
+        told[name] = str(error)
+told["made"] = [is_made_from(disk / name, Config(name="x"), {"pairs": "ab"}) for name in ("made", "made by another")]
+(disk / "told.json").write_text(json.dumps(told))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_share_no_disk_refuse_their_checkpoints_and_agree_on_what_is_made(tmp_path: Path) -> None:
+    def keep(rank: int, name: str, loss: float) -> None:
+        meta = {"identity": "this run", "step": 4, "state": {"losses": [loss]}}
+        with publish(tmp_path / str(rank) / name, kind="checkpoint", meta=meta) as staging:
+            save_file({"model/weight": torch.ones(2)}, staging / "checkpoint.safetensors")
+
+    for rank, name, loss in ((0, "missing", 1.0), (0, "other", 1.0), (1, "other", 2.0), (0, "same", 1.0), (1, "same", 1.0)):
+        keep(rank, name, loss)
+    for rank, name in ((0, "made"), (1, "made by another")):
+        with publish(tmp_path / str(rank) / name, kind="model", config=Config(name="x").to_dict(), parents={"pairs": "ab"}):
+            pass
+    (tmp_path / "each.py").write_text(_ON_ITS_OWN_DISK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "each.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    for rank in (0, 1):
+        told = json.loads((tmp_path / str(rank) / "told.json").read_text())
+        assert told["missing"].startswith(f"{tmp_path / str(rank) / 'missing'} holds other checkpoints")
+        assert "(steps 4, 0); put --out on a volume that all processes share, or remove the checkpoint" in told["missing"]
+        assert "(steps 4, 4)" in told["other"]
+        assert (told["same"], told["none"]) == (4, None)
+        assert told["made"] == [True, False]
 
 
 @pytest.mark.slow

@@ -114,6 +114,33 @@ def test_the_rule_selects(world: World, rule: str) -> None:
     assert 0 < sum(done.selected) < len(world.pool)
 
 
+def test_source_share_is_of_the_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    draw = stage_module.draw_of_like_length
+
+    def record(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        asked.append(count)
+        return draw(lengths, count, generator)
+
+    monkeypatch.setattr(stage_module, "draw_of_like_length", record)
+    counts: dict[float, list[int]] = {}
+    for share in (1.0, 0.5):
+        asked.clear()
+        run(world, world.config(rule="fixed", threshold=0.4, max_iterations=1, source_share=share))
+        counts[share] = list(asked)
+    assert max(counts[1.0]) > 3
+    assert counts[0.5] == [max(1, round(count / 2)) for count in counts[1.0]]
+
+
+def test_a_round_without_a_strong_view_is_refused_before_the_pool_is_predicted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_module, "predict_logits", lambda *_: pytest.fail("the pool was predicted"))
+    config = world.config(masking=None, mixup=None, back_translation={"backend": "tsv:none.tsv"})
+    with pytest.raises(ConfigError, match=r"no strong view is left.*selftrain\.masking or selftrain\.mixup, or another backend"):
+        run(world, config)
+
+
 def test_rules_select_differently(world: World) -> None:
     chosen = [tuple(run(world, world.config(rule=rule, coverage=0.3, max_iterations=1)).rounds[0].selected) for rule in RULES]
     assert len(set(chosen)) == len(RULES)

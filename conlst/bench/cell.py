@@ -21,7 +21,7 @@ class Stage(Section):
     """What one training stage took and showed.
 
     Attributes:
-        seconds: wall time of the stage; ``None`` if it was interrupted, for then nobody knows how long it ran before.
+        seconds: wall time of the stage; ``None`` if it was interrupted, or killed right after it, for then nobody knows.
         steps: optimiser steps.
         trace: optimiser step and accuracy of the pool after it (figure 5).
         selected, precision: what self-training took and how much of it was right, a round each.

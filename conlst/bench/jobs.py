@@ -14,7 +14,7 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def in_processes(function: Callable[[Given], Made], given: Iterable[Given], jobs: int) -> Iterator[Made]:
+def results_of(function: Callable[[Given], Made], given: Iterable[Given], jobs: int) -> Iterator[Made]:
     """Call ``function`` with each of ``given``, ``jobs`` at a time; results come as they are ready.
 
     One job runs here, in order. More run in fresh processes, each with its share of the CPUs, and log under their number.

@@ -13,8 +13,8 @@ from conlst.bench.cell import NAME, cell_path
 from conlst.contract.config import Section
 from conlst.contract.errors import ConfigError
 from conlst.reports import Protocol
+from conlst.stages.evaluate import SOURCE_LANGUAGE
 
-SOURCE_LANGUAGE = "en"
 _DEFAULT = "default"
 
 # what a cell's file can be named after

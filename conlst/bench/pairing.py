@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import stdev
+from statistics import median, stdev
 from typing import Any, Literal, NamedTuple
 
 from conlst.bench.cell import PLAIN, Cell
@@ -152,6 +152,65 @@ def worse(gains: Series, languages: Iterable[str]) -> tuple[int, int]:
     """How many of ``languages`` lost, by the mean over their seeds; how many there are to judge by."""
     means = [math.fsum(gains[language].values()) / len(gains[language]) for language in languages if language in gains]
     return sum(mean < -_ROUNDING for mean in means), len(means)
+
+
+def grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[Any, list[Cell]]:
+    """Cells of equal ``key``, by ``key``."""
+    found: dict[Any, list[Cell]] = defaultdict(list)
+    for cell in sorted(cells, key=key):
+        found[key(cell)].append(cell)
+    return dict(found)
+
+
+def standard_errors(cells: Sequence[Cell]) -> str:
+    """How far chance alone moves an accuracy, and a difference of two models on the same pairs, by number of pairs."""
+    sentences = []
+    for n, some in sorted(grouped(cells, lambda cell: cell.n).items()):
+        sentence = _standard_error(n, [cell.accuracy for cell in some])
+        if errors := [_paired_error(cell.comparison) for cell in some if cell.comparison is not None]:
+            sentence += (
+                f" and {100 * median(errors):.2f} points for a gain over zero-shot, from the pairs that changed sides as in"
+                f" McNemar's test ({'one cell' if len(errors) == 1 else f'median of {len(errors)} cells'})"
+            )
+        sentences.append(sentence + ".")
+    return " ".join(sentences)
+
+
+def standard_errors_of_changes(pairs: Sequence[tuple[Cell, Cell]]) -> str:
+    """How far chance alone moves an accuracy of these cells and a difference within a pair of them, by number of tested pairs."""
+    sentences = []
+    for n in sorted({cell.n for cell, _ in pairs}):
+        some = [pair for pair in pairs if pair[0].n == n]
+        sentence = _standard_error(n, [cell.accuracy for pair in some for cell in pair])
+        # cells do not hold which pairs changed sides between two adapted systems, only between each and where it started
+        errors = [
+            math.hypot(_paired_error(one.comparison), _paired_error(other.comparison))
+            for one, other in some
+            if one.comparison is not None and other.comparison is not None and one.started_from == other.started_from
+        ]
+        if errors:
+            sentence += (
+                f" and at most about {100 * median(errors):.2f} points for the change in one language and seed"
+                f" ({'one change' if len(errors) == 1 else f'median of {len(errors)} changes'})"
+            )
+        sentences.append(sentence + ".")
+    if any("change" in sentence for sentence in sentences):
+        sentences.append(
+            "That takes the gains of the two systems over their one zero-shot model as independent; as a rule they go together,"
+            " and the error of their difference is smaller."
+        )
+    return " ".join(sentences)
+
+
+def _standard_error(n: int, accuracies: Sequence[float]) -> str:
+    share = math.fsum(accuracies) / len(accuracies)
+    return f"One standard error at {n:,} pairs is {100 * math.sqrt(share * (1 - share) / n):.2f} points for an accuracy"
+
+
+def _paired_error(comparison: Mapping[str, Any]) -> float:
+    """Standard error of a difference of two shares of the same ``n`` pairs, from the pairs that changed sides."""
+    n, lost, won = comparison["n"], comparison["mcnemar"]["only_before"], comparison["mcnemar"]["only_after"]
+    return math.sqrt(lost + won - (won - lost) ** 2 / n) / n
 
 
 def _run(cell: Cell) -> tuple[str, str, str, str]:

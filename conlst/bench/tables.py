@@ -19,7 +19,6 @@ from statistics import median
 from typing import Any, NamedTuple, get_args
 
 from conlst.bench.cell import Cell
-from conlst.bench.matrix import SOURCE_LANGUAGE
 from conlst.bench.pairing import (
     Adapted,
     Results,
@@ -27,13 +26,17 @@ from conlst.bench.pairing import (
     Summary,
     difference,
     group,
+    grouped,
     over_languages,
     series,
     single,
+    standard_errors,
+    standard_errors_of_changes,
     summary,
     worse,
 )
 from conlst.contract.errors import DataError
+from conlst.stages.evaluate import SOURCE_LANGUAGE
 
 _NOTHING = "–"
 _NO_CELLS = "No cells yet."
@@ -75,11 +78,11 @@ def blocks(cells: Iterable[Cell], groups: Mapping[str, Sequence[str]], developme
     }
 
 
-def fill(document: str, blocks: Mapping[str, str]) -> str:
-    """Put each block between its ``<!-- bench:NAME -->`` and the next ``<!-- /bench -->``; all other text stays.
+def fill(document: str, tables: Mapping[str, str]) -> str:
+    """Put each table between its ``<!-- bench:NAME -->`` and the next ``<!-- /bench -->``; all other text stays.
 
     Raises:
-        DataError: if markers are unbalanced or twice, if a block has none, or if one stands for no block.
+        DataError: if markers are unbalanced or twice, if a table has no place, or a place no table.
     """
     parts, open_name, done, kept_to = [], None, set(), 0
     for marker in _MARKER.finditer(document):
@@ -91,23 +94,23 @@ def fill(document: str, blocks: Mapping[str, str]) -> str:
             kept_to = marker.start()
             open_name = None
             continue
-        if name in done or name not in blocks:
+        if name in done or name not in tables:
             raise DataError(f"line {line}: {marker.group()} stands {'twice' if name in done else 'for no table'}; take it out")
-        if _MARKER.search(blocks[name]):
+        if _MARKER.search(tables[name]):
             raise DataError(f"the table {name} holds a marker itself and would break the page")
-        parts += [document[kept_to : marker.end()], f"\n{blocks[name].strip()}\n"]
+        parts += [document[kept_to : marker.end()], f"\n{tables[name].strip()}\n"]
         open_name = name
         done.add(name)
     if open_name is not None:
         raise DataError(f"<!-- bench:{open_name} --> is not closed; add <!-- /bench -->")
-    if missing := [name for name in blocks if name not in done]:
+    if missing := [name for name in tables if name not in done]:
         raise DataError(f"no place for the table {missing[0]}; add <!-- bench:{missing[0]} --> and <!-- /bench -->")
     return "".join([*parts, document[kept_to:]])
 
 
 def rows(results: Results, development: Sequence[str]) -> str:
     """Every system on the development languages, a row a language, split and protocol."""
-    runs = _grouped(
+    runs = grouped(
         (cell for cell in results.cells if cell.language in development),
         lambda cell: (
             cell.language,
@@ -143,7 +146,7 @@ def rows(results: Results, development: Sequence[str]) -> str:
         " seed. ECE is a mean over seeds. Seconds: median of the stages after stage 0 together, where none was interrupted."
     )
     shown = [cell for cells in runs.values() for cell in cells]
-    return _table([*head, "gain over plain zero-shot", "ECE", "seconds"], table, 5, [note, _standard_errors(shown)])
+    return _table([*head, "gain over plain zero-shot", "ECE", "seconds"], table, 5, [note, standard_errors(shown)])
 
 
 def main(results: Results, groups: Mapping[str, Sequence[str]], development: Sequence[str]) -> str:
@@ -156,7 +159,7 @@ def main(results: Results, groups: Mapping[str, Sequence[str]], development: Seq
 def table4(results: Results, groups: Mapping[str, Sequence[str]]) -> str:
     """Confidence bands and accuracy at equal coverage, before and after (the paper's table 4)."""
     systems = group(groups, "calibration")
-    runs = _grouped(
+    runs = grouped(
         (cell for cell in results.cells if cell.system in systems and cell.comparison is not None),
         lambda cell: (cell.tested, cell.protocol, systems.index(cell.system), cell.language, cell.pool),
     )
@@ -261,7 +264,7 @@ def _changes(results: Results, base: str, systems: Sequence[str]) -> str:
         " them; the accuracies are means over these cells alone."
     )
     missing = f"Without a cell to compare yet: {', '.join(map(_text, unmatched))}." if unmatched else ""
-    changed = _table(head, table, 5, [note, _standard_errors_of_changes(compared), missing])
+    changed = _table(head, table, 5, [note, standard_errors_of_changes(compared), missing])
     return f"**Changes of {name}**\n\n{changed}"
 
 
@@ -314,64 +317,13 @@ def _main(results: Results, groups: Mapping[str, Sequence[str]], development: Se
         " certain than its many pairs suggest."
     )
     head = ["system", "protocol", *marked, "mean", "mean without *", "worse"]
-    return _table(head, table, 2, [note, _standard_errors(shown), care])
+    return _table(head, table, 2, [note, standard_errors(shown), care])
 
 
 def _best_rival(over_rivals: Mapping[str, Series], languages: Sequence[str]) -> str | None:
     means = {rival: over_languages(gains, languages) for rival, gains in over_rivals.items()}
     known = {rival: (-shared, mean.mean) for rival, (mean, shared) in means.items() if mean is not None}
     return min(known, key=lambda rival: known[rival], default=None)
-
-
-def _standard_errors(cells: Sequence[Cell]) -> str:
-    """How far chance alone moves an accuracy, and a difference of two models on the same pairs, by number of pairs."""
-    sentences = []
-    for n, some in sorted(_grouped(cells, lambda cell: cell.n).items()):
-        sentence = _standard_error(n, [cell.accuracy for cell in some])
-        if errors := [_paired_error(cell.comparison) for cell in some if cell.comparison is not None]:
-            sentence += (
-                f" and {100 * median(errors):.2f} points for a gain over zero-shot, from the pairs that changed sides as in"
-                f" McNemar's test ({'one cell' if len(errors) == 1 else f'median of {len(errors)} cells'})"
-            )
-        sentences.append(sentence + ".")
-    return " ".join(sentences)
-
-
-def _standard_errors_of_changes(pairs: Sequence[tuple[Cell, Cell]]) -> str:
-    """How far chance alone moves an accuracy of these cells and a difference within a pair of them, by number of tested pairs."""
-    sentences = []
-    for n in sorted({cell.n for cell, _ in pairs}):
-        some = [pair for pair in pairs if pair[0].n == n]
-        sentence = _standard_error(n, [cell.accuracy for pair in some for cell in pair])
-        # cells do not hold which pairs changed sides between two adapted systems, only between each and where it started
-        errors = [
-            math.hypot(_paired_error(one.comparison), _paired_error(other.comparison))
-            for one, other in some
-            if one.comparison is not None and other.comparison is not None and one.started_from == other.started_from
-        ]
-        if errors:
-            sentence += (
-                f" and at most about {100 * median(errors):.2f} points for the change in one language and seed"
-                f" ({'one change' if len(errors) == 1 else f'median of {len(errors)} changes'})"
-            )
-        sentences.append(sentence + ".")
-    if any("change" in sentence for sentence in sentences):
-        sentences.append(
-            "That takes the gains of the two systems over their one zero-shot model as independent; as a rule they go together,"
-            " and the error of their difference is smaller."
-        )
-    return " ".join(sentences)
-
-
-def _standard_error(n: int, accuracies: Sequence[float]) -> str:
-    share = math.fsum(accuracies) / len(accuracies)
-    return f"One standard error at {n:,} pairs is {100 * math.sqrt(share * (1 - share) / n):.2f} points for an accuracy"
-
-
-def _paired_error(comparison: Mapping[str, Any]) -> float:
-    """Standard error of a difference of two shares of the same ``n`` pairs, from the pairs that changed sides."""
-    n, lost, won = comparison["n"], comparison["mcnemar"]["only_before"], comparison["mcnemar"]["only_after"]
-    return math.sqrt(lost + won - (won - lost) ** 2 / n) / n
 
 
 def _machines(cells: Sequence[Cell]) -> str:
@@ -433,13 +385,6 @@ def _summary_of(cells: Iterable[Cell], value: Callable[[Cell], float | None]) ->
     return summary([number for cell in cells if (number := value(cell)) is not None])
 
 
-def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[Any, list[Cell]]:
-    found: dict[Any, list[Cell]] = defaultdict(list)
-    for cell in sorted(cells, key=key):
-        found[key(cell)].append(cell)
-    return dict(found)
-
-
 def _value(found: Summary | None) -> str:
     return _NOTHING if found is None else f"{100 * found.mean:.2f}{_deviation(found)} ({found.n})"
 
@@ -471,12 +416,12 @@ def _mean(table: Series, languages: Sequence[str], show: Callable[[Summary | Non
     return _NOTHING if not count else f"{show(found)}, {count} language{'s' if count > 1 else ''}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int, notes: Sequence[str]) -> str:
+def _table(head: Sequence[str], body: Sequence[Sequence[str]], texts: int, notes: Sequence[str]) -> str:
     """Markdown; the first ``texts`` columns are left-aligned, the others hold numbers."""
-    if not rows:
+    if not body:
         return _NO_CELLS
     rule = ["---" if place < texts else "---:" for place in range(len(head))]
-    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
     return "\n\n".join(["\n".join(lines), *(note for note in notes if note)])
 
 

@@ -5,7 +5,7 @@ the file is then linked, not written again, and content-addressed storage holds 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from conlst.contract.artifacts import link_or_copy, publish, verify
 from conlst.contract.errors import ArtifactError
 from conlst.contract.labels import ID2LABEL, check_id2label
+from conlst.data.tokens import TokenizedPairs, tokenize
 from conlst.model.dropout import PLAIN_ATTENTION, replace_dropout
 from conlst.model.encoder import PairClassifier, Pooling
 
@@ -61,6 +62,10 @@ class Model:
     digest: str
     embeddings_file: Path | None = None
     seen: dict[str, Tensor] = field(default_factory=dict)
+
+    def tokenize(self, premises: Sequence[str], hypotheses: Sequence[str]) -> TokenizedPairs:
+        """Pairs as this model reads them; one that is too long is cut, and counted."""
+        return tokenize(premises, hypotheses, self.tokenizer, max_length=self.text.max_length, pad_id=self.text.pad_id)
 
 
 def build_classifier(
@@ -183,6 +188,11 @@ def load_model(folder: Path, attention: str = PLAIN_ATTENTION) -> Model:
         folder / _EMBEDDINGS,
         load_file(folder / _SEEN),
     )
+
+
+def read_seen(folder: Path) -> dict[str, Tensor]:
+    """:attr:`Model.seen` of a published model, without the rest of it."""
+    return load_file(folder / _SEEN)
 
 
 def _table_name(classifier: PairClassifier) -> str:

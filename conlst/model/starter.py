@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conlst.contract.artifacts import verify
+from conlst.contract.artifacts import read_manifest, verify
 from conlst.contract.config import Backbone
 from conlst.contract.errors import ArtifactError, ConfigError
 from conlst.model.backbones import load_backbone
@@ -88,16 +88,26 @@ def write_starter(model: Model, backbone: Backbone, rank: int, folder: Path) -> 
     (folder / "backbone.json").write_text(json.dumps(backbone.model_dump(mode="json"), indent=1, sort_keys=True))
 
 
-def load_starter(folder: Path = FOLDER) -> Model:
+def load_starter(folder: Path | None = None) -> Model:
     """Build the shipped source model, or another starter.
 
     Raises:
         ArtifactError: if the folder is not whole.
     """
+    folder = folder or FOLDER
     digest = verify(folder, KIND).digest
-    backbone = Backbone.model_validate_json((folder / "backbone.json").read_text())
-    model = expand(load_file(folder / "starter.safetensors"), backbone)
+    model = expand(load_file(folder / "starter.safetensors"), starter_backbone(folder))
     return replace(model, digest=digest, seen=load_file(folder / "seen.safetensors"))
+
+
+def shipped_digest() -> str:
+    """Which starter this conlst ships."""
+    return read_manifest(FOLDER, KIND).digest
+
+
+def starter_backbone(folder: Path | None = None) -> Backbone:
+    """What the shipped source model, or another starter, was fine-tuned from."""
+    return Backbone.model_validate_json(((folder or FOLDER) / "backbone.json").read_text())
 
 
 def _pack(name: str, factor: Tensor) -> dict[str, Tensor]:

@@ -19,11 +19,12 @@ from conlst.contract.config import Config
 from conlst.contract.errors import DataError, TrainingError
 from conlst.contract.labels import ID2LABEL
 from conlst.data.batching import length_batches
-from conlst.data.tokens import TokenizedPairs, tokenize
+from conlst.data.tokens import TokenizedPairs
 from conlst.model.encoder import PairClassifier
 from conlst.model.folder import Model, load_model
 from conlst.runtime.onnx import GRAPHS, open_session
 from conlst.stages.card import evaluation_card, reference_card, temperature_card
+from conlst.stages.evaluate import SOURCE_LANGUAGE
 from conlst.stages.precision import Labelled, Verdict, judge
 from conlst.stages.quantize import quantize_graph
 
@@ -66,7 +67,7 @@ def language_to_serve(model: Path, wanted: str | None = None) -> str:
         DataError: if it was adapted to several and none is wanted, or to others.
     """
     meta = read_manifest(model).meta
-    own = meta.get("language", "en")
+    own = meta.get("language", SOURCE_LANGUAGE)
     known = meta.get("languages", [own])
     if wanted is None and len(known) > 1:
         raise DataError(f"{model} is a model of {', '.join(known)}: name the one to export it for (--language)")
@@ -190,7 +191,7 @@ def _untried(reference: Reference, config: Config) -> str:
 
 def _tokens(pairs: Pairs, model: Model) -> TokenizedPairs:
     premises, hypotheses = zip(*pairs, strict=True)
-    return tokenize(premises, hypotheses, model.tokenizer, max_length=model.text.max_length, pad_id=model.text.pad_id)
+    return model.tokenize(premises, hypotheses)
 
 
 def _write_graph(classifier: PairClassifier, tokens: TokenizedPairs, folder: Path, opset: int) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conlst.contract.config import Config, SelfTrain
-from conlst.contract.errors import TrainingError
+from conlst.contract.errors import ConfigError, TrainingError
 from conlst.data.batching import draw_of_like_length
 from conlst.data.tokens import TokenizedPairs
 from conlst.method.alignment import align, class_shares, prior_shift
@@ -22,7 +22,7 @@ from conlst.model.folder import TextSettings
 from conlst.parallel import world
 from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
-from conlst.training import Checkpoints, Trainer, autocast, plan_batches, set_up_compute, step_generator
+from conlst.training import Checkpoint, Checkpoints, Trainer, autocast, plan_batches, set_up_compute, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def self_train(
         source, source_labels: labelled English pairs, trained along (eq. 13).
         text: which ids masking may not touch.
         teacher: ``[pool, 3]`` probabilities, for example the mean of several source models. The first round takes them in place
-            of the model's own; in later rounds the model's own are averaged with them, ``q = (own + teacher) / 2``.
+            of the model's own; in later rounds the model's own are averaged with them, ``q = (now + teacher) / 2``.
         languages: ``[pool]`` int64 from 0 on, the language of each pair when the pool has several. Each is aligned and selected
             from by itself: a model is biased and sure in one language otherwise than in another.
 
@@ -76,12 +76,19 @@ def self_train(
 
     Raises:
         TrainingError: if no pseudo-label is trusted, or the teacher's predictions are not of this pool.
+        ConfigError: if no strong view is left, back-translation being the only one and no language of the pool translated.
     """
     if teacher is not None and teacher.shape != (len(pool), 3):
         raise TrainingError(f"the teacher's predictions are {list(teacher.shape)}, not [{len(pool)}, 3]; predict this pool")
+    stage = config.selftrain
+    data = _Data(pool, translated, source, source_labels, text)
+    if stage.max_iterations and not data.views(stage):
+        raise ConfigError(
+            "no strong view is left, for no language of the pool is translated: set selftrain.masking or selftrain.mixup, or"
+            " another backend"
+        )
     device = set_up_compute(config.compute)
     model.move_to(device)
-    stage = config.selftrain
     began = trained_weights(model) if stage.interpolation < 1 else {}
     kept = checkpoints.load() if checkpoints else None
     rounds = [Round(**done) for done in kept.state["rounds"]] if kept else []
@@ -90,51 +97,21 @@ def self_train(
 
     while len(rounds) < stage.max_iterations:
         if kept:
-            q, agreed, losses = kept.stage["q"], kept.stage["agreed"], kept.state["losses"]
+            q, agreed = kept.stage["q"], kept.stage["agreed"]
         else:
-            (q, agreed), losses = _predict(model, pool, teacher, parts, shares if stage.align else None, config, len(rounds)), []
+            q, agreed = _predict(model, pool, teacher, parts, shares if stage.align else None, config, len(rounds))
             q, agreed = world().agree(q), world().agree(agreed)
         weights, bars = _trusted(q, parts, stage)
-        weights = weights * agreed
-        selected, pseudo = weights > 0, q.argmax(1)
+        begun = _Begun(q, agreed, weights * agreed)
+        selected, pseudo = begun.weights > 0, begun.pseudo_labels
         changed = (pseudo != torch.tensor(rounds[-1].pseudo_labels)).float().mean().item() if rounds else 1.0
         _report(len(rounds), bars, selected, pseudo, changed)
-        if changed < stage.stop_below:
-            rounds.append(Round(bars, pseudo.tolist(), selected.tolist(), changed, []))
-            break
-
-        chosen = selected.nonzero().squeeze(1)
-        if not len(chosen):
-            raise TrainingError(
-                "no pseudo-label is trusted; lower selftrain.threshold and selftrain.floor, or ask fewer selftrain.views"
-            )
-        batches = plan_batches(pool.lengths[chosen], stage.batch_tokens, stage.epochs, config.seed, "selftrain", len(rounds))
-        plan = [chosen[batch] for batch in batches]
-        trainer = Trainer(model, stage, len(plan), checkpoints)
-        if kept:
-            trainer.restore(kept)
-            kept = None
-        model.train()
-        for indices in plan[trainer.step :]:
-            generator = step_generator(config.seed, "selftrain", len(rounds), trainer.step)
-            companions = draw_of_like_length(source.lengths, max(1, round(stage.source_share * len(indices))), generator)
-            with autocast(config.compute, device):
-                own = world().share(len(companions))
-                beside = companions[own.rows]
-                supervised = own.weight * F.cross_entropy(
-                    model(*source.batch(beside, device)).float(), source_labels[beside].to(device)
-                )
-                unsupervised = _strong_view_loss(model, pool, translated, indices, pseudo, weights, text, stage, generator)
-                loss = supervised + stage.target_weight * unsupervised
-            losses.append(trainer.update(loss, indices.tolist()))
-            if progress:
-                terms = {"loss": losses[-1], "supervised": supervised.item(), "unsupervised": unsupervised.item()}
-                earlier = sum(len(done.losses) for done in rounds)
-                progress.step(earlier + trainer.step, earlier + len(plan), len(indices), terms)
-            if trainer.checkpoint_due():
-                trainer.save({"q": q, "agreed": agreed}, {"rounds": [vars(done) for done in rounds], "losses": losses})
-        trainer.finish()
+        settled = changed < stage.stop_below
+        losses = [] if settled else _train_round(model, data, begun, rounds, config, checkpoints, kept, progress)
         rounds.append(Round(bars, pseudo.tolist(), selected.tolist(), changed, losses))
+        kept = None
+        if settled:
+            break
 
     interpolate(model, began, stage.interpolation)
     if stage.rebalance:
@@ -143,6 +120,86 @@ def self_train(
             model.classifier.bias.add_(world().agree(prior_shift(logits, shares)).to(device))
     model.eval()
     return rounds
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What all rounds read; see :func:`self_train`."""
+
+    pool: TokenizedPairs
+    translated: TokenizedPairs | None
+    source: TokenizedPairs
+    source_labels: Tensor
+    text: TextSettings
+
+    def views(self, stage: SelfTrain) -> list[str]:
+        """The strong views that there are."""
+        return [name for name, has in (("mask", stage.masking), ("mixup", stage.mixup), ("translate", self.translated)) if has]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a round begins with: ``q`` ``[pool, 3]`` and ``agreed`` ``[pool]`` of :func:`_predict`, and each pair's weight."""
+
+    q: Tensor
+    agreed: Tensor
+    weights: Tensor
+
+    @property
+    def pseudo_labels(self) -> Tensor:
+        return self.q.argmax(1)
+
+
+def _train_round(
+    model: PairClassifier,
+    data: _Data,
+    begun: _Begun,
+    rounds: list[Round],
+    config: Config,
+    checkpoints: Checkpoints | None,
+    kept: Checkpoint | None,
+    progress: Progress | None,
+) -> list[float]:
+    """Train on the trusted pseudo-labels and on source pairs (eq. 12-14); returns the loss of every step.
+
+    Args:
+        rounds: those before this one.
+        kept: the checkpoint to go on from, if it is of this round.
+
+    Raises:
+        TrainingError: if no pseudo-label is trusted.
+    """
+    stage, number = config.selftrain, len(rounds)
+    chosen = (begun.weights > 0).nonzero().squeeze(1)
+    if not len(chosen):
+        raise TrainingError(
+            "no pseudo-label is trusted; lower selftrain.threshold and selftrain.floor, or ask fewer selftrain.views"
+        )
+    batches = plan_batches(data.pool.lengths[chosen], stage.batch_tokens, stage.epochs, config.seed, "selftrain", number)
+    plan = [chosen[batch] for batch in batches]
+    trainer = Trainer(model, stage, len(plan), checkpoints)
+    losses: list[float] = []
+    if kept:
+        trainer.restore(kept)
+        losses = kept.state["losses"]
+    earlier = sum(len(done.losses) for done in rounds)
+    model.train()
+    for indices in plan[trainer.step :]:
+        generator = step_generator(config.seed, "selftrain", number, trainer.step)
+        companions = draw_of_like_length(data.source.lengths, max(1, round(stage.source_share * len(indices))), generator)
+        with autocast(config.compute, model.device):
+            supervised = _source_loss(model, data, companions)
+            unsupervised = _strong_view_loss(model, data, begun, indices, stage, generator)
+            loss = supervised + stage.target_weight * unsupervised
+        losses.append(trainer.update(loss, indices.tolist()))
+        if progress:
+            terms = {"loss": losses[-1], "supervised": supervised.item(), "unsupervised": unsupervised.item()}
+            progress.step(earlier + trainer.step, earlier + len(plan), len(indices), terms)
+        if trainer.checkpoint_due():
+            state = {"rounds": [vars(done) for done in rounds], "losses": losses}
+            trainer.save({"q": begun.q, "agreed": begun.agreed}, state)
+    trainer.finish()
+    return losses
 
 
 def _parts(languages: Tensor | None, size: int) -> list[Tensor]:
@@ -156,8 +213,8 @@ def _trusted(q: Tensor, parts: list[Tensor], stage: SelfTrain) -> tuple[Tensor, 
     """:func:`trust` for each language by itself: weights ``[pool]``, bars ``[languages][classes]``."""
     weights, bars = torch.empty(len(q)), []
     for members in parts:
-        weights[members], own = trust(q[members], stage)
-        bars.append(own.tolist())
+        weights[members], language_bars = trust(q[members], stage)
+        bars.append(language_bars.tolist())
     return weights, bars
 
 
@@ -180,7 +237,7 @@ def _predict(
         ``q`` ``[pool, 3]``; and ``[pool]`` bool, whether every dropout view of the model has the argmax of ``q``.
     """
 
-    def own(dropout: bool = False) -> Tensor:
+    def predict_now(dropout: bool = False) -> Tensor:
         return predict_logits(model, pool, config.compute, config.evaluate.batch_tokens, dropout).softmax(1)
 
     def aligned(probabilities: Tensor) -> Tensor:
@@ -190,41 +247,42 @@ def _predict(
         return probabilities
 
     if teacher is None:
-        q = own()
+        q = predict_now()
     elif iteration == 0:
         q = teacher.clone()
     else:
-        q = (own() + teacher) / 2
+        q = (predict_now() + teacher) / 2
     q = aligned(q)
     agreed = torch.ones(len(pool), dtype=torch.bool)
     for view in range(config.selftrain.views):
         step_generator(config.seed, "selftrain", iteration, "view", view)
-        agreed &= aligned(own(dropout=True)).argmax(1) == q.argmax(1)
+        agreed &= aligned(predict_now(dropout=True)).argmax(1) == q.argmax(1)
     return q, agreed
 
 
+def _source_loss(model: PairClassifier, data: _Data, companions: Tensor) -> Tensor:
+    """Eq. 12 for the source pairs at ``companions``."""
+    own = world().share(len(companions))
+    beside = companions[own.rows]
+    logits = model(*data.source.batch(beside, model.device)).float()
+    return own.weight * F.cross_entropy(logits, data.source_labels[beside].to(model.device))
+
+
 def _strong_view_loss(
-    model: PairClassifier,
-    pool: TokenizedPairs,
-    translated: TokenizedPairs | None,
-    indices: Tensor,
-    pseudo: Tensor,
-    weights: Tensor,
-    text: TextSettings,
-    stage: SelfTrain,
-    generator: torch.Generator,
+    model: PairClassifier, data: _Data, begun: _Begun, indices: Tensor, stage: SelfTrain, generator: torch.Generator
 ) -> Tensor:
     """Eq. 14 for one batch, which takes one of the views that there are: the mean over the batch of weight times loss.
 
     The sum of the weights does not divide it, as in FixMatch: a batch of doubtful pairs teaches less than one of sure pairs.
     """
-    views = [name for name, has in (("mask", stage.masking), ("mixup", stage.mixup), ("translate", translated)) if has]
+    views = data.views(stage)
     view = views[int(torch.randint(len(views), (1,), generator=generator))]
-    ids, mask = (translated if view == "translate" and translated else pool).batch(indices, model.device)
+    read = data.translated if view == "translate" and data.translated else data.pool
+    ids, mask = read.batch(indices, model.device)
     # a label carries its weight, so that mixup mixes both alike
-    targets = (weights[indices, None] * F.one_hot(pseudo[indices], 3)).to(model.device)
+    targets = (begun.weights[indices, None] * F.one_hot(begun.pseudo_labels[indices], 3)).to(model.device)
     if view == "mask" and stage.masking:
-        ids = mask_tokens(ids, mask, stage.masking.share, text.mask_id, text.special_ids, generator)
+        ids = mask_tokens(ids, mask, stage.masking.share, data.text.mask_id, data.text.special_ids, generator)
     own = world().share(len(indices))
     targets = targets[own.rows]
     pooled = model.encode(ids[own.rows], mask[own.rows])
@@ -238,7 +296,7 @@ def _report(iteration: int, bars: list[list[float]], selected: Tensor, pseudo: T
     log.info(
         "self-training round %d: bars %s, selected %s of %d, pseudo-labels changed %.2f %%",
         iteration,
-        [[round(bar, 3) for bar in own] for own in bars],
+        [[round(bar, 3) for bar in language_bars] for language_bars in bars],
         counts,
         len(pseudo),
         100 * changed,

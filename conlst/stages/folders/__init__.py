@@ -1,7 +1,8 @@
 """The stages between artifact folders: read and verify, run, publish. This is what components and the command line call.
 
-Every function leaves either a complete folder or none, and may be called again after a crash: a training goes on from its last
-checkpoint, kept beside the output: a retry that sees the same folder goes on, one in a new pod begins its stage again.
+Every function leaves either a complete folder or none, and may be called again after a crash. A training that had published its
+folder from the same inputs is not repeated; another goes on from its last checkpoint, kept beside the output: a retry that sees
+the same folder goes on, one in a new pod begins its stage again.
 """
 
 from conlst.data.ingestion import ingest, ingest_pool

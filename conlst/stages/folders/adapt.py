@@ -1,6 +1,5 @@
 """Stages 1 and 2, and their rival, between artifact folders."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,14 +10,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from conlst.contract.artifacts import MANIFEST, link_or_copy, read_manifest, verify
+from conlst.contract.artifacts import link_or_copy, read_manifest
 from conlst.contract.config import Config
 from conlst.contract.labels import NAMES
 from conlst.data.pairs import fingerprint, read_pairs
-from conlst.model.folder import Model, load_model, save_model
+from conlst.model.folder import Model, load_model, read_seen, save_model
 from conlst.parallel import in_processes, world
 from conlst.stages.calibrate import calibrate
-from conlst.stages.folders.checkpoints import checkpoints_for
+from conlst.stages.folders.checkpoints import checkpoints_for, is_made_from
 from conlst.stages.folders.measure import accuracy
 from conlst.stages.folders.pairs import (
     HISTORY,
@@ -35,9 +34,7 @@ from conlst.stages.predict import predict_logits
 from conlst.stages.progress import MetricSink, Progress
 from conlst.stages.selflearn import self_learn
 from conlst.stages.selftrain import self_train
-from conlst.training import set_up_compute
-
-log = logging.getLogger(__name__)
+from conlst.training import require_one_process, set_up_compute
 
 
 @in_processes
@@ -54,7 +51,7 @@ def calibrate_model(
     """Stage 1: publish ``model`` calibrated on the pool of ``language``, unless ``out`` is that already."""
     target, english = read_pairs(pool), source_pairs(model, source, config)
     parents = _parents(model, pool, english)
-    if _is_made_from(out, config, parents):
+    if is_made_from(out, config, parents):
         return
     start = load_model(model)
     checkpoints = checkpoints_for(config, out, "calibrate", [config.calibrate.model_dump(), parents])
@@ -99,7 +96,7 @@ def self_train_model(
     translated = translated_view(config, target)
     parents = _parents(model, pool, english) | ({"translated": fingerprint(translated)} if translated else {})
     parents |= {f"teacher{number}": read_manifest(teacher).digest for number, teacher in enumerate(teachers)}
-    if _is_made_from(out, config, parents):
+    if is_made_from(out, config, parents):
         return
     start = load_model(model)
     checkpoints = checkpoints_for(config, out, "selftrain", [config.selftrain.model_dump(), parents])
@@ -124,7 +121,7 @@ def self_train_model(
     if sink:
         for number, done in enumerate(history["rounds"]):
             sink(_round_metrics(done, sorted(set(target["language"]))), number)
-    _save_adapted(start, model, target, english, parents, language, out, config, "selftrain", history)
+    _save_adapted(start, model, target, english, parents, language, out, config, "selftrain", history, teachers)
     checkpoints.discard()
 
 
@@ -138,10 +135,15 @@ def self_learn_model(
     *,
     sink: MetricSink | None = None,
 ) -> None:
-    """The rival of stages 1 and 2: publish ``model`` after self-learning with uncertainty, unless ``out`` is that already."""
+    """The rival of stages 1 and 2: publish ``model`` after self-learning with uncertainty, unless ``out`` is that already.
+
+    Raises:
+        ConfigError: if ``compute.processes`` or a launcher asks for several.
+    """
+    require_one_process(config, "self-learning")
     target, english = read_pairs(pool), source_pairs(model, source, config)
     parents = _parents(model, pool, english)
-    if _is_made_from(out, config, parents):
+    if is_made_from(out, config, parents):
         return
     start = load_model(model)
     checkpoints = checkpoints_for(config, out, "selflearn", [config.selflearn.model_dump(), parents])
@@ -174,16 +176,6 @@ def _parents(model: Path, pool: Path, english: Dataset) -> dict[str, str]:
     return {"model": read_manifest(model).digest, "pool": read_manifest(pool).digest, "source": fingerprint(english)}
 
 
-def _is_made_from(out: Path, config: Config, parents: dict[str, str]) -> bool:
-    if not (out / MANIFEST).exists():
-        return False
-    manifest = verify(out)
-    made = manifest.parents == parents and manifest.config == config.to_dict()
-    if made:
-        log.info("%s was made from the same before and is kept", out)
-    return made
-
-
 def _save_adapted(
     start: Model,
     model: Path,
@@ -195,14 +187,16 @@ def _save_adapted(
     config: Config,
     stage: str,
     history: dict[str, Any],
+    teachers: Sequence[Path] = (),
 ) -> None:
-    seen = {
-        role: torch.cat([start.seen.get(role, torch.empty(0, dtype=torch.int64)), hashes_of(pairs)]).unique()
-        for role, pairs in (("source", english), ("pool", pool))
-    }
-
     if not world().is_first:
         return
+    # what a teacher was trained on reaches the model through its predictions
+    known = [start.seen, *map(read_seen, teachers)]
+    seen = {
+        role: torch.cat([*(one[role] for one in known if role in one), hashes_of(pairs)]).unique()
+        for role, pairs in (("source", english), ("pool", pool))
+    }
 
     def write_more(folder: Path) -> None:
         kept = read_history(model)

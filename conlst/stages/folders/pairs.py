@@ -20,9 +20,10 @@ from conlst.contract.errors import ConfigError, UnsupportedDirection
 from conlst.data.backtranslation import TranslationCache, back_translate, open_backend
 from conlst.data.pairs import Ingested, read_pairs, require_labels, text_hash, write_pairs
 from conlst.data.sources import load_source
-from conlst.data.tokens import TokenizedPairs, tokenize
+from conlst.data.tokens import TokenizedPairs
 from conlst.data.translated import translate_pairs
 from conlst.model.folder import Model
+from conlst.stages.evaluate import SOURCE_LANGUAGE
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,10 @@ def source_pairs(model: Path, given: Path | None, config: Config) -> Dataset:
     else:
         log.info("%s carries no training pairs, the source terms use data.source: %s", model, ", ".join(config.data.source))
         loaded = load_source(
-            list(config.data.source), language="en", genres=config.data.genres, max_bad_share=config.data.max_bad_share
+            list(config.data.source),
+            language=SOURCE_LANGUAGE,
+            genres=config.data.genres,
+            max_bad_share=config.data.max_bad_share,
         )
         pairs = loaded.pairs
     require_labels(pairs, "the source data")
@@ -89,9 +93,7 @@ def translated_view(config: Config, pool: Dataset) -> Dataset | None:
 
 
 def tokens_of(pairs: Dataset, model: Model) -> TokenizedPairs:
-    tokens = tokenize(
-        pairs["premise"], pairs["hypothesis"], model.tokenizer, max_length=model.text.max_length, pad_id=model.text.pad_id
-    )
+    tokens = model.tokenize(pairs["premise"], pairs["hypothesis"])
     if tokens.truncated:
         log.info("%d of %d pairs are longer than %d tokens and were cut", tokens.truncated, len(tokens), model.text.max_length)
     return tokens

@@ -18,14 +18,16 @@ from conlst.data.substitution import synonym_copies
 from conlst.data.synonyms import read_synonyms
 from conlst.model.backbones import load_backbone
 from conlst.model.folder import Model, load_model, save_model
-from conlst.model.starter import load_starter
+from conlst.model.starter import load_starter, shipped_digest, starter_backbone
 from conlst.parallel import in_processes, world
-from conlst.stages.folders.checkpoints import checkpoints_for
+from conlst.stages.evaluate import SOURCE_LANGUAGE
+from conlst.stages.folders.checkpoints import checkpoints_for, is_made_from
 from conlst.stages.folders.measure import accuracy
 from conlst.stages.folders.pairs import HISTORY, KEPT_PAIRS, hashes_of, labels_of, tokens_of, write_json
 from conlst.stages.metalearn import meta_learn
 from conlst.stages.progress import MetricSink, Progress
 from conlst.stages.source import train_source
+from conlst.training import require_one_process
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +61,16 @@ def train_source_model(
     auxiliary: Mapping[str, Path] | None = None,
     start: Path | None = None,
 ) -> None:
-    """Stage 0: publish the backbone fine-tuned on labelled English pairs, with its accuracy on ``dev``.
+    """Stage 0: publish the backbone fine-tuned on labelled English pairs, with its accuracy on ``dev``, unless ``out`` is that
+    already.
 
     Args:
         auxiliary: labelled pairs of the languages of ``source.meta_learning``.
         start: a source model to train further, in place of the bare backbone.
 
     Raises:
-        ConfigError: if the auxiliary languages are not those of the configuration, or ``start`` was made of another backbone.
+        ConfigError: if the auxiliary languages are not those of the configuration, if several processes should learn from them,
+            or if ``start`` was made of another backbone.
     """
     source = read_pairs(pairs)
     require_labels(source, str(pairs))
@@ -77,11 +81,17 @@ def train_source_model(
         checked = read_pairs(dev)
         require_labels(checked, str(dev))
         check_no_leak(source, checked, ("the source data", "the development data"))
-    model = _trained_before(start, config) if start else load_backbone(config.backbone, config.seed)
-    parents = {"pairs": read_manifest(pairs).digest} | ({"start": model.digest} if start else {})
-    parents |= {f"auxiliary/{language}": read_manifest(folder).digest for language, folder in (auxiliary or {}).items()}
+    learned_from = {"pairs": read_manifest(pairs).digest} | ({"start": read_manifest(start).digest} if start else {})
+    learned_from |= {f"auxiliary/{language}": read_manifest(folder).digest for language, folder in (auxiliary or {}).items()}
     trained, copies = _with_synonyms(source, config)
-    identity = [config.source.model_dump(), model.digest, parents, fingerprint(trained), fingerprint(copies) if copies else None]
+    # the table of synonyms may change below its name, and the published accuracy is that on the development pairs
+    parents = learned_from | ({"synonyms": fingerprint(copies or trained)} if copies or len(trained) > len(source) else {})
+    parents |= {"dev": read_manifest(dev).digest} if dev else {}
+    if is_made_from(out, config, parents):
+        return
+    model = _trained_before(start, config) if start else load_backbone(config.backbone, config.seed)
+    copied = fingerprint(copies) if copies else None
+    identity = [config.source.model_dump(), model.digest, learned_from, fingerprint(trained), copied]
     checkpoints = checkpoints_for(config, out, "source", identity)
     history["losses"] = train_source(
         model.classifier,
@@ -101,7 +111,7 @@ def train_source_model(
     if not world().is_first:
         checkpoints.discard()
         return
-    meta: dict[str, Any] = {"language": "en", "pairs": len(source)}
+    meta: dict[str, Any] = {"language": SOURCE_LANGUAGE, "pairs": len(source)}
     if dev is not None:
         meta |= {"dev_accuracy": accuracy(model, checked, config), "dev_pairs": len(checked)}
         log.info("source model: %.2f %% on %d development pairs", 100 * meta["dev_accuracy"], len(checked))
@@ -128,18 +138,20 @@ def train_source_model(
 
 
 def resolve_source_model(name: str, folder: Path) -> Path:
-    """A published model folder for ``starter`` or a path; the starter is built into ``folder`` unless it is there already."""
+    """A published model folder for ``starter`` or a path; the starter is built into ``folder`` unless this one is there."""
     if name != STARTER:
         path = Path(name)
         read_manifest(path, "model")
         return path
-    if not folder.exists():
+    if not folder.exists() or read_manifest(folder, "model").parents != {STARTER: shipped_digest()}:
         _save_starter(folder)
     return folder
 
 
 def _trained_before(start: Path, config: Config) -> Model:
-    made = config_from_dict(read_manifest(start, "model").config, str(start)).backbone
+    manifest = read_manifest(start, "model")
+    # no configuration of this installation made the starter
+    made = starter_backbone() if STARTER in manifest.parents else config_from_dict(manifest.config, str(start)).backbone
     if made != config.backbone:
         changed = [name for name, value in made.model_dump().items() if value != getattr(config.backbone, name)]
         raise ConfigError(
@@ -163,6 +175,8 @@ def _require_auxiliary(auxiliary: Mapping[str, Dataset], config: Config) -> None
     for language, pairs in auxiliary.items():
         require_labels(pairs, f"the auxiliary pairs of {language}")
     meta = config.source.meta_learning
+    if meta:
+        require_one_process(config, "meta-learning")
     if (wanted := set(meta.languages if meta else ())) != set(auxiliary):
         raise ConfigError(
             f"source.meta_learning has the languages {', '.join(sorted(wanted)) or 'none'}, and there are auxiliary pairs of"
@@ -172,4 +186,4 @@ def _require_auxiliary(auxiliary: Mapping[str, Dataset], config: Config) -> None
 
 def _save_starter(out: Path) -> None:
     model = load_starter()
-    save_model(model, out, config={}, parents={"starter": model.digest}, meta={"language": "en"})
+    save_model(model, out, config={}, parents={STARTER: model.digest}, meta={"language": SOURCE_LANGUAGE})
