@@ -295,15 +295,17 @@ def _main(results: Results, groups: Mapping[str, Sequence[str]], development: Se
             if gains := series(cells[system], gain):
                 table.append(line(f"gain of {_text(system)} over {start}", "", gains, _gain, gain=True))
     over_rivals = {
-        rival: difference(series(cells[method], _accuracy), series(cells[rival], _accuracy)) for rival in group(groups, "rivals")
+        rival: gains
+        for rival in group(groups, "rivals")
+        if (gains := difference(series(cells[method], _accuracy), series(cells[rival], _accuracy)))
     }
     best = _best_rival(over_rivals, languages)
     for rival, gains in over_rivals.items():
         name = f"gain of {_text(method)} over {_text(rival)}" + (", the best rival" if rival == best else "")
         table.append(line(name, "", gains, _gain, gain=True))
     for ablation in (name for name in group(groups, "ablations") if name in systems and name not in over_rivals):
-        gains = difference(series(cells[method], _accuracy), series(cells[ablation], _accuracy))
-        table.append(line(f"gain of {_text(method)} over {_text(ablation)}, an ablation of it", "", gains, _gain, gain=True))
+        if gains := difference(series(cells[method], _accuracy), series(cells[ablation], _accuracy)):
+            table.append(line(f"gain of {_text(method)} over {_text(ablation)}, an ablation of it", "", gains, _gain, gain=True))
     marked = [f"{language}*" if language in development else language for language in languages]
     note = (
         "Accuracy in % on the test pairs and gains in points, ± the standard deviation over seeds, their number in brackets."
