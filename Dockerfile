@@ -67,8 +67,8 @@ CMD ["conlst", "--help"]
 FROM train AS test
 COPY --chown=10001:10001 . .
 LABEL org.opencontainers.image.title="conlst test"
-# the science, the contract, data and serving: 1361 tests in 84 s. The others read parts of the checkout that no image needs, or
-# compile every pipeline again, which would take longer than these
+# the science, the contract, data and serving. The others read parts of the checkout that no image needs, or compile every pipeline
+# again, which would take longer than these
 CMD ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not machine", \
      "tests/test_labels.py", "tests/test_losses.py", "tests/test_complementary.py", "tests/test_mixup.py", \
      "tests/test_thresholds.py", "tests/test_metrics.py", "tests/test_gate.py", "tests/test_masking.py", \

@@ -15,6 +15,7 @@ from pipelines.local_services import S3Service
 from services import environment, pretended_s3, real_mlflow, real_s3
 
 if TYPE_CHECKING:
+    from serving.scheduler import Scheduler
     from world import World
 
 # the deadline of one example measures the machine
@@ -47,6 +48,16 @@ def quick_kfp() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kfp.dsl.pipeline_task.inspect", names_alone)
         yield
+
+
+@pytest.fixture
+def scheduler() -> Iterator["Scheduler"]:
+    """One run at a time, with room for little."""
+    from serving.scheduler import Scheduler
+
+    made = Scheduler(max_waiting=8, max_waiting_tokens=200, batch_tokens=100, runs=1)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

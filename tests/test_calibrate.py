@@ -19,7 +19,7 @@ from conlst.stages.calibrate import Step, calibrate
 from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
 from conlst.training import Checkpoints
-from tiny import tiny_backbone, tiny_config, tiny_pairs, tokens_of
+from tiny import counts_drawn, tiny_backbone, tiny_config, tiny_pairs, tokens_of
 
 World = tuple[Path, PairClassifier, TokenizedPairs, TokenizedPairs, Tensor]
 
@@ -108,21 +108,12 @@ def test_a_source_term_that_teaches_nothing_needs_no_source(
 
 
 def test_source_share_is_of_the_anchors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    draw = stage_module.draw_of_like_length
-
-    def record(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        asked.append(count)
-        return draw(lengths, count, generator)
-
-    monkeypatch.setattr(stage_module, "draw_of_like_length", record)
-    counts: dict[float, list[int]] = {}
-    for share in (1.0, 0.5):
-        asked.clear()
-        run(world, configured(world, source_share=share))
-        counts[share] = list(asked)
-    assert max(counts[1.0]) > 3
-    assert counts[0.5] == [max(1, round(count / 2)) for count in counts[1.0]]
+    whole, half = (
+        counts_drawn(stage_module, monkeypatch, lambda share=share: run(world, configured(world, source_share=share)))
+        for share in (1.0, 0.5)
+    )
+    assert max(whole) > 3
+    assert half == [max(1, round(count / 2)) for count in whole]
 
 
 @pytest.mark.parametrize("term", ["complementary", "literal"])

@@ -27,13 +27,6 @@ from tiny_onnx import PAIRS, WORDS, slow_logits, tiny_onnx_folder
 MIDDLING = ("w" * 1500, "w" * 1500)
 
 
-@pytest.fixture
-def scheduler():
-    made = Scheduler(max_waiting=8, max_waiting_tokens=200, batch_tokens=100, runs=1)
-    yield made
-    made.close()
-
-
 def test_many_requests_in_two_languages_get_their_own_answers_in_their_own_order(tmp_path, scheduler):
     models = [Predictor(tiny_onnx_folder(tmp_path / str(seed), seed=seed), threads=1) for seed in range(2)]
 

@@ -12,13 +12,6 @@ from tiny_onnx import PAIRS
 
 
 @pytest.fixture
-def scheduler():
-    made = Scheduler(max_waiting=8, max_waiting_tokens=200, batch_tokens=100, runs=1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def pair():
     """Two runs at the same time."""
     made = Scheduler(max_waiting=8, max_waiting_tokens=200, batch_tokens=100, runs=2)

@@ -24,7 +24,7 @@ from conlst.stages.predict import predict_logits
 from conlst.stages.progress import Progress
 from conlst.stages.selftrain import Round, self_train
 from conlst.training import Checkpoints, step_generator
-from tiny import tiny_backbone, tiny_config, tiny_pairs, tokens_of
+from tiny import counts_drawn, tiny_backbone, tiny_config, tiny_pairs, tokens_of
 
 RULES = ["flexmatch", "fixed", "quantile", "freematch", "softmatch"]
 
@@ -115,21 +115,16 @@ def test_the_rule_selects(world: World, rule: str) -> None:
 
 
 def test_source_share_is_of_the_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    draw = stage_module.draw_of_like_length
-
-    def record(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        asked.append(count)
-        return draw(lengths, count, generator)
-
-    monkeypatch.setattr(stage_module, "draw_of_like_length", record)
-    counts: dict[float, list[int]] = {}
-    for share in (1.0, 0.5):
-        asked.clear()
-        run(world, world.config(rule="fixed", threshold=0.4, max_iterations=1, source_share=share))
-        counts[share] = list(asked)
-    assert max(counts[1.0]) > 3
-    assert counts[0.5] == [max(1, round(count / 2)) for count in counts[1.0]]
+    whole, half = (
+        counts_drawn(
+            stage_module,
+            monkeypatch,
+            lambda share=share: run(world, world.config(rule="fixed", threshold=0.4, max_iterations=1, source_share=share)),
+        )
+        for share in (1.0, 0.5)
+    )
+    assert max(whole) > 3
+    assert half == [max(1, round(count / 2)) for count in whole]
 
 
 def test_a_round_without_a_strong_view_is_refused_before_the_pool_is_predicted(

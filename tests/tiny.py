@@ -1,9 +1,12 @@
 """A backbone small enough to train in a test: random BERT or XLM-R weights in Hugging Face form, with a word tokenizer."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
@@ -107,3 +110,18 @@ def tiny_config(backbone: Path, /, **overrides: object) -> dict:
         "selftrain": {"lr": 1e-4, "threshold": 0.4, "floor": 0.34, "batch_tokens": 128, "max_iterations": 2},
         **json.loads(json.dumps(overrides)),
     }
+
+
+def counts_drawn(stage: ModuleType, monkeypatch: pytest.MonkeyPatch, train: Callable[[], object]) -> list[int]:
+    """How many source pairs each step of a stage asks for."""
+    asked: list[int] = []
+    draw = stage.draw_of_like_length
+
+    def record(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        asked.append(count)
+        return draw(lengths, count, generator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "draw_of_like_length", record)
+        train()
+    return asked
