@@ -139,7 +139,7 @@ class TestTrain:
         # what Kubeflow's launcher fills in, and where it mounts what s3:// artifacts are written through
         artifact = {"name": "pairs", "type": {"schemaTitle": "system.Dataset"}, "uri": "s3://bucket/run/pairs", "metadata": {}}
         given = {
-            "inputs": {"parameterValues": {"config": config.to_json(), "role": "source", "language": "en"}},
+            "inputs": {"parameterValues": {"config": config.to_json(), "job": "nightly", "role": "source", "language": "en"}},
             "outputs": {
                 "artifacts": {"pairs": {"artifacts": [artifact]}},
                 "outputFile": "/s3/outputs.json",
