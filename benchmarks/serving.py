@@ -4,8 +4,9 @@
 
 Servers are real processes on ``--threads`` CPUs. The load comes from the others; where there are none, from the same ones, as a
 batch process. Closed loops at several connections, then five times what conlst can bear, systems taking turns, medians over the
-repeats; with ``--soak`` 80 % of what it answers in a minute, for some minutes. Pairs are those shipped with conlst, or of
-``--pairs`` (a TSV, may be gzipped).
+repeats; with ``--soak`` 80 % of what it answers in a minute, for some minutes. Machines are not always as fast, so what conlst
+does is held against what was measured right before and after it: onnxruntime alone, and under overload its own peak. Pairs are
+those shipped with conlst, or of ``--pairs`` (a TSV, may be gzipped).
 """
 
 import argparse
@@ -29,7 +30,7 @@ import numpy as np
 import uvloop
 from provenance import provenance
 from serving_load import Connection, Sample, Target, at_a_rate, in_a_loop, summary
-from serving_processes import CHECKOUT, Server, conlst_server, divide_cpus, peer_server, run_on
+from serving_processes import CHECKOUT, Server, conlst_server, divide_cpus, peer_server, program_on
 
 from conlst.contract.labels import NAMES
 
@@ -38,6 +39,8 @@ NOT_MEASURED = {
     "infinity-emb": "0.0.78 has /classify for single texts only, not for pairs, opens no model with a pooling of its own, and "
     "installs only with transformers 4 and CUDA; what it runs is the pipeline that is measured here, with padding to the longest"
 }
+BUDGETS = (256, 512, 1024, 4096)
+"""Tokens in a batch that onnxruntime alone is tried with."""
 WARM_UP = 3.0
 COMPARED = 64
 OVERLOAD = 5.0
@@ -62,16 +65,28 @@ class System:
         return Target(self.server.port, self.path, bodies)
 
 
-@dataclass(frozen=True)
 class Limit:
-    """onnxruntime alone with the model of the conlst system of this name."""
+    """onnxruntime alone with the model of a conlst system.
 
-    name: str
-    command: list[str]
-    cpus: set[int]
+    Attributes:
+        rates: pairs a second with all of them in hand, of each way by the tokens of its batches.
+    """
 
-    def measure(self) -> dict[str, Any]:
-        return json.loads(run_on(self.cpus, self.command, len(self.cpus)))
+    def __init__(self, ask: Callable[[str], str]) -> None:
+        self._ask = ask
+        self.rates = {way: {n: self._measure(way, n) for n in BUDGETS} for way in ("divided", "side_by_side")}
+        self._best = {way: max(rates, key=rates.__getitem__) for way, rates in self.rates.items()}
+
+    def beside(self, in_hand: int) -> dict[str, float]:
+        """What a closed loop with so many pairs on their way is held against."""
+        found = {
+            "in_a_loop": self._measure("divided", self._best["divided"]),
+            "with_as_many_in_hand": self._measure("in_hand", in_hand, self._best["side_by_side"]),
+        }
+        return found | ({"single_p50_ms": self._measure("single")} if in_hand == 1 else {})
+
+    def _measure(self, way: str, *numbers: int) -> float:
+        return json.loads(self._ask(" ".join([way, *map(str, numbers)])))
 
 
 def main() -> None:
@@ -112,7 +127,11 @@ def main() -> None:
         if options.model:
             server = stack.enter_context(peer_server(options.model, server_cpus, options.threads, work))
             systems += [_peer(route, server) for route in PEER_ROUTES]
-        limits = [Limit(name, _limit_command(folder, pairs, options, work), server_cpus) for name, folder in folders.items()]
+        limits = {}
+        for name, folder in folders.items():
+            ask = stack.enter_context(program_on(server_cpus, _limit_command(folder, pairs, options, work), options.threads))
+            limits[name] = Limit(ask)
+            print(f"{name}, onnxruntime alone: {limits[name].rates}", file=sys.stderr, flush=True)
         result = uvloop.run(_measure(systems, limits, pairs, options))
 
     result |= {
@@ -147,8 +166,7 @@ def _limit_command(folder: Path, pairs: list[Pair], options: argparse.Namespace,
     # -P: this very file would take the place of the package `serving`
     script = str(CHECKOUT / "benchmarks/serving_limit.py")
     command = [sys.executable, "-P", script, "--model", str(folder), "--pairs", str(file)]
-    command += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
-    return [*command, "--in-hand", *map(str, options.connections)]
+    return [*command, "--threads", str(options.threads), "--seconds", str(options.seconds)]
 
 
 def _ours(name: str, server: Server, language: str) -> System:
@@ -172,27 +190,29 @@ def _peer(route: str, server: Server) -> System:
     return System(f"pipeline {route}", server, f"/{route}", body, probabilities)
 
 
-async def _measure(systems: list[System], limits: list[Limit], pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
-    ours = [limit.name for limit in limits]
+async def _measure(
+    systems: list[System], limits: dict[str, Limit], pairs: list[Pair], options: argparse.Namespace
+) -> dict[str, Any]:
     agreement = await _agreement(systems, pairs)
-    runs, limit_runs = await _closed(systems, limits, pairs, options)
+    runs = await _closed(systems, limits, pairs, options)
     closed = {key: _median(found) for key, found in runs.items()}
-    limit = {name: _median(found) for name, found in limit_runs.items()}
     result: dict[str, Any] = {
         "agreement_with_the_first": agreement,
-        "limit": limit,
+        "limit": {name: limit.rates for name, limit in limits.items()},
         "closed": [
             {"system": name, "pairs_a_request": size, "connections": at, **row} for (name, size, at), row in closed.items()
         ],
-        "ratios": _ratios(closed, limit, ours),
+        "ratios": _ratios(closed, limits),
         "runs": [{"system": name, "pairs_a_request": size, "connections": at, "runs": r} for (name, size, at), r in runs.items()],
-        "limit_runs": limit_runs,
     }
     by_name = {system.name: system for system in systems}
-    overloads = [{name: await _overload(by_name[name], closed, pairs, options) for name in ours} for _ in range(options.repeat)]
+    best = {name: _best_connections(closed, name) for name in limits}
+    overloads = [
+        {name: await _overload(by_name[name], at, pairs, options) for name, at in best.items()} for _ in range(options.repeat)
+    ]
     result |= {"overload": _median(overloads), "overload_runs": overloads}
     if options.soak:
-        result["soak"] = {name: await _soak(by_name[name], closed, pairs, options) for name in ours}
+        result["soak"] = {name: await _soak(by_name[name], at, pairs, options) for name, at in best.items()}
     return result
 
 
@@ -220,25 +240,33 @@ Runs = dict[tuple[str, int, int], list[dict[str, Any]]]
 Medians = dict[tuple[str, int, int], dict[str, Any]]
 
 
-async def _closed(
-    systems: list[System], limits: list[Limit], pairs: list[Pair], options: argparse.Namespace
-) -> tuple[Runs, dict[str, list[dict[str, Any]]]]:
+async def _closed(systems: list[System], limits: dict[str, Limit], pairs: list[Pair], options: argparse.Namespace) -> Runs:
     runs: Runs = {}
-    limit_runs: dict[str, list[dict[str, Any]]] = {limit.name: [] for limit in limits}
     for repeat in range(options.repeat):
-        # while the servers have nothing to do, and in turns with them, for the machine is not always as fast
-        for limit in limits:
-            limit_runs[limit.name].append(limit.measure())
-            print(f"{limit.name}, onnxruntime alone: {limit_runs[limit.name][-1]}", file=sys.stderr, flush=True)
         for size in options.sizes:
             for connections in options.connections:
                 # nobody is always the first, or always after the same one
                 for place in range(len(systems)):
                     system = systems[(place + repeat) % len(systems)]
+                    limit = limits.get(system.name)
+                    before = limit.beside(size * connections) if limit else {}
                     row = await _closed_once(system, pairs, size, connections, options.seconds)
+                    if limit:
+                        row |= _beside(row, before, limit.beside(size * connections))
                     runs.setdefault((system.name, size, connections), []).append(row)
                     print(f"{system.name}, {connections} connections, {size} a request: {row}", file=sys.stderr, flush=True)
-    return runs, limit_runs
+    return runs
+
+
+def _beside(row: dict[str, Any], before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
+    """What onnxruntime alone did just then, and conlst's share of it."""
+    alone = {way: statistics.mean((before[way], after[way])) for way in before}
+    found: dict[str, Any] = {"onnxruntime": alone}
+    for way in ("in_a_loop", "with_as_many_in_hand"):
+        found[f"of_onnxruntime_{way}"] = row["pairs_per_second"] / alone[way]
+    if "single_p50_ms" in alone and row["p50_ms"] is not None:
+        found["p50_ms_over_onnxruntime"] = row["p50_ms"] - alone["single_p50_ms"]
+    return found
 
 
 async def _closed_once(system: System, pairs: list[Pair], size: int, connections: int, seconds: float) -> dict[str, Any]:
@@ -267,26 +295,17 @@ def _median(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _ratios(closed: Medians, limit: dict[str, dict[str, Any]], ours: Sequence[str]) -> list[dict[str, Any]]:
+def _ratios(closed: Medians, limits: dict[str, Limit]) -> list[dict[str, Any]]:
     """conlst against the pipeline's best way of batching at that load, and against onnxruntime alone."""
     rows = []
     for (name, size, connections), row in closed.items():
-        if name not in ours:
+        if name not in limits:
             continue
         speed = row["pairs_per_second"]
-        alone = limit[name]
-        found: dict[str, Any] = {
-            "system": name,
-            "pairs_a_request": size,
-            "connections": connections,
-            "of_onnxruntime_in_a_loop": speed / max(alone["divided"].values()),
-            "of_onnxruntime_side_by_side": speed / max(alone["side_by_side"].values()),
-        }
-        if size == 1:
-            found["of_onnxruntime_with_as_many_in_hand"] = speed / alone["in_hand"][str(connections)]
-        if size == 1 and connections == 1 and row["p50_ms"] is not None:
-            found["p50_ms_over_onnxruntime"] = row["p50_ms"] - alone["single_p50_ms"]
-        peers = [(at, peer) for at, peer in closed.items() if at[0] not in ours and at[1:] == (size, connections)]
+        found: dict[str, Any] = {"system": name, "pairs_a_request": size, "connections": connections}
+        found |= {key: value for key, value in row.items() if "_onnxruntime" in key}
+        found["of_onnxruntime_side_by_side"] = speed / max(limits[name].rates["side_by_side"].values())
+        peers = [(at, peer) for at, peer in closed.items() if at[0] not in limits and at[1:] == (size, connections)]
         if peers:
             (peer_name, *_), peer = max(peers, key=lambda item: item[1]["pairs_per_second"])
             found["to_pipeline"] = speed / peer["pairs_per_second"] if peer["pairs_per_second"] else None
@@ -296,15 +315,14 @@ def _ratios(closed: Medians, limit: dict[str, dict[str, Any]], ours: Sequence[st
     return rows
 
 
-def _peak(closed: Medians, name: str) -> tuple[float, int]:
-    """Single pairs a second at the best number of connections, and that number."""
-    size = min(size for system, size, _ in closed if system == name)
-    return max((row["pairs_per_second"], at) for (system, s, at), row in closed.items() if system == name and s == size)
+def _best_connections(closed: Medians, name: str) -> int:
+    """That with most pairs a second."""
+    return max((row["pairs_per_second"], at) for (system, _, at), row in closed.items() if system == name)[1]
 
 
-async def _overload(system: System, closed: Medians, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
+async def _overload(system: System, connections: int, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
     """Five times the peak at once: what is answered meanwhile, and when an answer takes no longer than usual again."""
-    peak, _ = _peak(closed, system.name)
+    peak = (await _closed_once(system, pairs, 1, connections, options.seconds))["pairs_per_second"]
     target = system.target(pairs, 1)
     usual = statistics.median(sample.seconds for sample in await in_a_loop(target, 1, WARM_UP))
     begin = time.perf_counter()
@@ -315,10 +333,12 @@ async def _overload(system: System, closed: Medians, pairs: list[Pair], options:
     samples = await load
     row = summary(samples, 1, begin + WARM_UP, end)
     refused = [sample for sample in samples if sample.status == 429]
+    peak_after = (await _closed_once(system, pairs, 1, connections, options.seconds))["pairs_per_second"]
     return {
         **row,
         "offered_per_second": OVERLOAD * peak,
-        "goodput_of_peak": row["pairs_per_second"] / peak,
+        "peaks_per_second": {"before": peak, "after": peak_after},
+        "goodput_of_peak": row["pairs_per_second"] / statistics.mean((peak, peak_after)),
         "only_200_and_429": {sample.status for sample in samples} <= {200, 429},
         "without_retry_after": sum(sample.retry_after is None for sample in refused),
         "retry_after_seconds": statistics.median(int(s.retry_after) for s in refused if s.retry_after) if refused else None,
@@ -346,12 +366,12 @@ async def _recovery(target: Target, usual: float) -> float | None:
     return None
 
 
-async def _soak(system: System, closed: Medians, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
+async def _soak(system: System, connections: int, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
     """80 % of its capacity for minutes: failures, and what memory does after the first fifth.
 
     Capacity is what it answers in the minute before: the peak of some seconds is more than it can bear for long.
     """
-    target, (_, connections) = system.target(pairs, 1), _peak(closed, system.name)
+    target = system.target(pairs, 1)
     begin = time.perf_counter()
     samples = await in_a_loop(target, connections, SUSTAINED)
     capacity = summary(samples, 1, begin, begin + SUSTAINED)["pairs_per_second"]

@@ -1,14 +1,16 @@
-"""The limit: onnxruntime alone on the pairs' tokens, without HTTP. Started by ``benchmarks/serving.py``.
+"""The limit: onnxruntime alone on the pairs' tokens, without HTTP. Started and asked by ``benchmarks/serving.py``.
 
-Prints pairs a second as JSON. With all pairs in hand, in batches of like length and by the batch's budget of tokens: ``divided``,
-runs one after the other, which divide their operators among the CPUs; ``side_by_side``, a run for each CPU at the same time, as
-the endpoint computes. ``in_hand``: side by side with only so many pairs at a time, a new one for each that is answered, chosen as
-the endpoint chooses. And the milliseconds of runs of one pair.
+A line on standard input asks for one measurement, a line of JSON answers it. In pairs a second, with all pairs in hand and in
+batches of like length and of so many tokens: ``divided <tokens>``, runs one after the other, which divide their operators among
+the CPUs; ``side_by_side <tokens>``, a run for each CPU at the same time, as the endpoint computes. ``in_hand <pairs> <tokens>``:
+side by side with only so many pairs at a time, a new one for each that is answered, chosen as the endpoint chooses. And
+``single``: the median of runs of one pair, in milliseconds.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +23,10 @@ from conlst.runtime.threads import keep_apart
 from serving.models import HELPERS_BACK
 from serving.rows import Rows
 
-BUDGETS = (256, 512, 1024, 4096)
-
 Tokens = list[int]
+
+_COLD = 256
+"""Tokens of the batches that only warm it up."""
 
 
 def main() -> None:
@@ -31,7 +34,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--pairs", type=Path, required=True, help="JSON: a list of [premise, hypothesis]")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--in-hand", type=int, nargs="+", required=True)
     parser.add_argument("--seconds", type=float, required=True, help="of each measurement")
     options = parser.parse_args()
 
@@ -50,23 +52,21 @@ def main() -> None:
     def side_by_side(budget: int) -> None:
         list(pool.map(model.run, _batches(rows, budget)))
 
+    def rate(way: Callable[[int], None], budget: int) -> float:
+        return _rate(lambda: way(budget), len(rows), options.seconds)
+
+    measurements: dict[str, Callable[..., float]] = {
+        "divided": lambda budget: rate(divided, budget),
+        "side_by_side": lambda budget: rate(side_by_side, budget),
+        "in_hand": lambda size, budget: _in_hand(model, rows, size, budget, pool, options.threads, options.seconds),
+        "single": lambda: statistics.median(_single_seconds(model, rows, options.seconds)) * 1000,
+    }
     # the first runs find memory and caches cold
-    divided(BUDGETS[0])
-    side_by_side(BUDGETS[0])
-    singles = sorted(_single_seconds(model, rows, options.seconds))
-    rates = {
-        way.__name__: {budget: _rate(way, budget, len(rows), options.seconds) for budget in BUDGETS}
-        for way in (divided, side_by_side)
-    }
-    best = max(BUDGETS, key=lambda budget: rates["side_by_side"][budget])
-    in_hand = {size: _in_hand(model, rows, size, best, pool, options.threads, options.seconds) for size in options.in_hand}
-    result = {
-        "single_p50_ms": statistics.median(singles) * 1000,
-        "single_p99_ms": singles[int(0.99 * len(singles))] * 1000,
-        **rates,
-        "in_hand": in_hand,
-    }
-    print(json.dumps(result))
+    divided(_COLD)
+    side_by_side(_COLD)
+    for line in sys.stdin:
+        name, *numbers = line.split()
+        print(json.dumps(measurements[name](*map(int, numbers))), flush=True)
 
 
 def _batches(rows: Sequence[Tokens], budget: int) -> list[list[Tokens]]:
@@ -89,11 +89,11 @@ def _single_seconds(model: Predictor, rows: Sequence[Tokens], seconds: float) ->
         yield time.perf_counter() - begin
 
 
-def _rate(way: Callable[[int], None], budget: int, pairs: int, seconds: float) -> float:
+def _rate(once: Callable[[], None], pairs: int, seconds: float) -> float:
     """Pairs a second over whole passes, as many as begin within ``seconds``."""
     begin, passes = time.perf_counter(), 0
     while time.perf_counter() < begin + seconds:
-        way(budget)
+        once()
         passes += 1
     return passes * pairs / (time.perf_counter() - begin)
 

@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,10 +23,28 @@ def divide_cpus(threads: int) -> tuple[set[int], set[int]]:
     return (set(cpus[:threads]), set(cpus[threads:])) if len(cpus) > threads else (set(cpus), set(cpus))
 
 
-def run_on(cpus: set[int], command: list[str], threads: int) -> str:
-    """Output of a program that ends."""
-    done = subprocess.run(command, env=_environment(threads), preexec_fn=lambda: _place(cpus), stdout=subprocess.PIPE, check=True)
-    return done.stdout.decode()
+@contextmanager
+def program_on(cpus: set[int], command: list[str], threads: int) -> Iterator[Callable[[str], str]]:
+    """A program that answers every line with one, and ends when no more will come."""
+    process = subprocess.Popen(
+        command,
+        env=_environment(threads),
+        preexec_fn=lambda: _place(cpus),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(line: str) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(line, file=process.stdin, flush=True)
+        if answer := process.stdout.readline():
+            return answer
+        raise RuntimeError(f"{command} ended when it was asked {line!r}")
+
+    with process:
+        yield ask
 
 
 class Server:
