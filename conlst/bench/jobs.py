@@ -4,7 +4,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TypeVar
 
 from conlst.contract.logs import set_up_logging
@@ -17,7 +18,8 @@ Made = TypeVar("Made")
 def results_of(function: Callable[[Given], Made], given: Iterable[Given], jobs: int) -> Iterator[Made]:
     """Call ``function`` with each of ``given``, ``jobs`` at a time; results come as they are ready.
 
-    One job runs here, in order. More run in fresh processes, each with its share of the CPUs, and log under their number.
+    One job runs here, in order. More run in fresh processes, each with its share of the CPUs; they log under their number and
+    end with this one, however it ends.
 
     Raises:
         Exception: the first one that a call raises; calls that have not begun are then dropped.
@@ -40,3 +42,12 @@ def results_of(function: Callable[[Given], Made], given: Iterable[Given], jobs: 
 def _begin(threads: int, verbose: bool) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     set_up_logging(verbose, prefix=f"[{os.getpid()}] ")
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Else a call under way would go on for hours, beside the same one of whoever starts again."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
