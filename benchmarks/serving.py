@@ -316,8 +316,9 @@ def _ratios(closed: Medians, limits: dict[str, Limit]) -> list[dict[str, Any]]:
 
 
 def _best_connections(closed: Medians, name: str) -> int:
-    """That with most pairs a second."""
-    return max((row["pairs_per_second"], at) for (system, _, at), row in closed.items() if system == name)[1]
+    """That with most pairs a second, in requests as small as overload's and the soak's."""
+    size = min(size for _, size, _ in closed)
+    return max((row["pairs_per_second"], at) for (system, s, at), row in closed.items() if (system, s) == (name, size))[1]
 
 
 async def _overload(system: System, connections: int, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
