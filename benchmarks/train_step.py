@@ -1,9 +1,11 @@
-"""A training step of the embedded encoder: conlst's dropout and attention against PyTorch's own, interleaved, medians.
+"""A training step of the embedded encoder: conlst's dropout and attention against PyTorch's own, in both precisions, interleaved,
+medians.
 
 python benchmarks/train_step.py --out benchmarks/results/train_step.json
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -13,13 +15,14 @@ import torch
 from provenance import provenance
 from torch import Tensor, nn
 
-from conlst.contract.config import Backbone, Compute, Source
+from conlst.contract.config import Backbone, Compute, Precision, Source
 from conlst.model.backbones import load_backbone
 from conlst.model.dropout import Dropout
 from conlst.model.encoder import PairClassifier
-from conlst.training import Trainer, autocast, set_up_compute
+from conlst.training import Trainer, autocast, precision_on, set_up_compute
 
 ROWS, LENGTH = 40, 48
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 
 
 def main() -> None:
@@ -38,30 +41,36 @@ def main() -> None:
     mask[::2, LENGTH - 8 :] = 0
     labels = torch.randint(0, 3, (ROWS,), generator=generator)
 
-    variants = {"conlst": _model(options.seed), "torch": _with_torch_parts(_model(options.seed))}
-    trainers = {name: Trainer(model, Source(), 10_000) for name, model in variants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    models = {"conlst": _model(options.seed), "torch": _with_torch_parts(_model(options.seed))}
+    trainers = {name: Trainer(model, Source(), 10_000) for name, model in models.items()}
+    seconds: dict[str, dict[str, list[float]]] = {precision: {name: [] for name in models} for precision in PRECISIONS}
     for repeat in range(options.repeats + 2):
-        for name, model in variants.items():
+        for precision, name in itertools.product(PRECISIONS, models):
             start = time.perf_counter()
-            with autocast(Compute(), device):
-                logits: Tensor = model.train()(ids, mask)
+            with autocast(Compute(precision=precision), device):
+                logits: Tensor = models[name].train()(ids, mask)
             trainers[name].update(nn.functional.cross_entropy(logits.float(), labels), [])
             if repeat >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[precision][name].append(time.perf_counter() - start)
 
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    rates = {
+        precision: {name: ROWS / statistics.median(times) for name, times in measured.items()}
+        for precision, measured in seconds.items()
+    }
     result = {
         "rows": ROWS,
         "length": LENGTH,
-        "median_seconds": medians,
-        "pairs_per_second": {name: ROWS / median for name, median in medians.items()},
-        "ratio": medians["torch"] / medians["conlst"],
+        "pairs_per_second": rates,
+        "conlst_to_torch": {precision: rate["conlst"] / rate["torch"] for precision, rate in rates.items()},
+        "bf16_to_fp32": rates["bf16"]["conlst"] / rates["fp32"]["conlst"],
+        "precision_taken": precision_on(device, Compute()),
+        "cpu": {name: bool(has) for name, has in torch.cpu.get_capabilities().items() if "bf16" in name},
         "seconds": seconds,
         "options": {"threads": options.threads, "repeats": options.repeats, "seed": options.seed},
         **made,
     }
-    print(json.dumps({key: result[key] for key in ("median_seconds", "pairs_per_second", "ratio")}, indent=1))
+    told = ("pairs_per_second", "conlst_to_torch", "bf16_to_fp32", "precision_taken")
+    print(json.dumps({key: result[key] for key in told}, indent=1))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")

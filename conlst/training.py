@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conlst.contract.artifacts import Manifest, publish, verify
-from conlst.contract.config import Compute, Config, Optimisation
+from conlst.contract.config import Compute, Config, Optimisation, Precision
 from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
 from conlst.data.batching import shuffled_batches
 from conlst.parallel import world
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 # Steps. Batches of ever new shapes leave holes in the heap, which grows to a multiple of what a step needs. To return freed
 # memory at every step would cost more: the next one asks for it again.
 _GIVE_BACK_EVERY = 8
+
+# as torch calls them, on x86 and on Arm
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,20 @@ def require_one_process(config: Config, what: str) -> None:
 
 def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[Any]:
     """bf16 autocast for matrix products, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision_on(device, compute) == "bf16")
+
+
+def precision_on(device: torch.device, compute: Compute) -> Precision:
+    """What a step computes in. A device without instructions for bf16 only emulates it, slower than it computes in float32
+    (``benchmarks/train_step.py``)."""
+    if compute.precision != "auto":
+        return compute.precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
+    return "bf16" if native else "fp32"
 
 
 def derived_seed(*parts: int | str) -> int:

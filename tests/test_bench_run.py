@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conlst.bench.cell import Cell, read_cells
 from conlst.bench.matrix import Matrix
@@ -316,6 +317,14 @@ SPLITS = {
 )
 def test_a_changed_setting_makes_stale_what_it_touches(full: Full, changes: dict[str, Any], stale: set[str]) -> None:
     assert full[0].stale(full[0].matrix(**changes)) == stale
+
+
+@pytest.mark.parametrize(("native", "stale"), [(False, set()), (True, ALL)])
+def test_a_precision_that_the_machine_chose_counts_as_what_it_is(
+    full: Full, monkeypatch: pytest.MonkeyPatch, native: bool, stale: set[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert full[0].stale(full[0].matrix(settings={"compute.precision": "auto"})) == stale
 
 
 def test_another_starter_makes_stale_what_starts_from_it(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:

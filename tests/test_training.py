@@ -17,7 +17,7 @@ from conlst.contract.config import Backbone, Compute, Optimisation
 from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
 from conlst.model.backbones import load_backbone
 from conlst.model.encoder import PairClassifier
-from conlst.training import Checkpoints, Trainer, autocast, derived_seed, set_up_compute, step_generator
+from conlst.training import Checkpoints, Trainer, autocast, derived_seed, precision_on, set_up_compute, step_generator
 from tiny import tiny_backbone
 
 
@@ -376,3 +376,22 @@ def test_compute_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_precision(precision: str, dtype: torch.dtype) -> None:
     with autocast(Compute.model_validate({"precision": precision}), torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("instructions", "native"),
+    [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True, "avx512_bf16": False}, "fp32"), ({}, "fp32")],
+)
+def test_auto_is_bf16_only_where_the_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], native: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert precision_on(torch.device("cpu"), Compute()) == native
+    other = "fp32" if native == "bf16" else "bf16"
+    assert precision_on(torch.device("cpu"), Compute.model_validate({"precision": other})) == other
+
+
+@pytest.mark.parametrize(("native", "taken"), [(True, "bf16"), (False, "fp32")])
+def test_auto_takes_no_bf16_that_a_gpu_only_emulates(monkeypatch: pytest.MonkeyPatch, native: bool, taken: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or native)
+    assert precision_on(torch.device("cuda"), Compute()) == taken

@@ -35,6 +35,7 @@ from conlst.runtime.cpu import available_cpus, cpu_model
 from conlst.stages import folders
 from conlst.stages.evaluate import SOURCE_LANGUAGE, read_evaluation
 from conlst.stages.folders.pairs import hashes_of
+from conlst.training import precision_on, set_up_compute
 
 log = logging.getLogger(__name__)
 
@@ -317,7 +318,10 @@ class Bench:
         return found
 
     def _profile(self) -> Config:
-        return with_settings(load_config(self.matrix.config), self.matrix.settings)
+        config = with_settings(load_config(self.matrix.config), self.matrix.settings)
+        # a cell is not to mean something else on another machine
+        precision = precision_on(set_up_compute(config.compute), config.compute)
+        return with_settings(config, {"compute.precision": precision})
 
     def _stage0_config(self, name: str, seed: int) -> Config:
         with _named(f"stage0.{name}"):

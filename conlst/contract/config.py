@@ -42,12 +42,16 @@ class Backbone(Section):
     projection: int = Field(128, ge=1)
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 class Compute(Section):
     """Where and how a step is computed.
 
     Attributes:
         device: ``auto`` takes a GPU if there is one; ``cuda`` fails early without one.
-        precision: ``bf16`` is autocast, weights stay in float32.
+        precision: ``bf16`` is autocast, weights stay in float32; ``auto`` is bf16 where the device has instructions for it, fp32
+            elsewhere.
         threads: CPU threads; 0 for ``OMP_NUM_THREADS`` or else what the process may use.
         processes: that train a model together, each with ``batch_tokens`` and, where there are GPUs, one of them. Those that a
             launcher started (torchrun, a TrainJob) join whatever this says.
@@ -55,7 +59,7 @@ class Compute(Section):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision | Literal["auto"] = "auto"
     threads: int = Field(0, ge=0)
     processes: int = Field(1, ge=1)
     checkpoint_every: int = Field(200, ge=0)
