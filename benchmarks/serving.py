@@ -10,7 +10,6 @@ those shipped with conlst, or of ``--pairs`` (a TSV, may be gzipped).
 """
 
 import argparse
-import asyncio
 import csv
 import gzip
 import json
@@ -19,20 +18,18 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import uvloop
 from provenance import provenance
-from serving_load import Connection, Sample, Target, at_a_rate, in_a_loop, summary
-from serving_processes import CHECKOUT, Server, conlst_server, divide_cpus, peer_server, program_on
-
-from conlst.contract.labels import NAMES
+from serving_load import Connection
+from serving_overload import overload, soak
+from serving_processes import CHECKOUT, conlst_server, divide_cpus, peer_server, program_on
+from serving_systems import Pair, System, closed_once, conlst_system, pipeline_system
 
 PEER_ROUTES = ("each", "gather8", "gather32")
 NOT_MEASURED = {
@@ -41,28 +38,8 @@ NOT_MEASURED = {
 }
 BUDGETS = (256, 512, 1024, 4096)
 """Tokens in a batch that onnxruntime alone is tried with."""
-WARM_UP = 3.0
 COMPARED = 64
-OVERLOAD = 5.0
-STEADY = 0.8
-SUSTAINED = 60.0
-
-Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class System:
-    """Something that answers pairs: a route of a server, and how its requests and answers look."""
-
-    name: str
-    server: Server
-    path: str
-    body: Callable[[Sequence[Pair]], bytes]
-    probabilities: Callable[[Any], list[list[float]]]
-
-    def target(self, pairs: Sequence[Pair], size: int) -> Target:
-        bodies = [self.body(pairs[first : first + size]) for first in range(0, len(pairs) - size + 1, size)]
-        return Target(self.server.port, self.path, bodies)
+"""Pairs that all systems must answer alike."""
 
 
 class Limit:
@@ -123,10 +100,10 @@ def main() -> None:
         for port, (name, folder) in enumerate(folders.items()):
             language = json.loads((folder / "config.json").read_text())["language"]
             server = conlst_server({language: folder}, server_cpus, options.threads, work, name.replace(" ", "-"), port)
-            systems.append(_ours(name, stack.enter_context(server), language))
+            systems.append(conlst_system(name, stack.enter_context(server), language))
         if options.model:
             server = stack.enter_context(peer_server(options.model, server_cpus, options.threads, work))
-            systems += [_peer(route, server) for route in PEER_ROUTES]
+            systems += [pipeline_system(route, server) for route in PEER_ROUTES]
         limits = {}
         for name, folder in folders.items():
             ask = stack.enter_context(program_on(server_cpus, _limit_command(folder, pairs, options, work), options.threads))
@@ -169,27 +146,6 @@ def _limit_command(folder: Path, pairs: list[Pair], options: argparse.Namespace,
     return [*command, "--threads", str(options.threads), "--seconds", str(options.seconds)]
 
 
-def _ours(name: str, server: Server, language: str) -> System:
-    def body(pairs: Sequence[Pair]) -> bytes:
-        asked = [{"premise": premise, "hypothesis": hypothesis} for premise, hypothesis in pairs]
-        return json.dumps({"language": language, **(asked[0] if len(asked) == 1 else {"pairs": asked})}).encode()
-
-    def probabilities(answer: Any) -> list[list[float]]:
-        return [[prediction["probabilities"][label] for label in NAMES] for prediction in answer["predictions"]]
-
-    return System(name, server, "/predict", body, probabilities)
-
-
-def _peer(route: str, server: Server) -> System:
-    def body(pairs: Sequence[Pair]) -> bytes:
-        return json.dumps({"pairs": [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]}).encode()
-
-    def probabilities(answer: Any) -> list[list[float]]:
-        return [[next(c["score"] for c in choices if c["label"] == label) for label in NAMES] for choices in answer]
-
-    return System(f"pipeline {route}", server, f"/{route}", body, probabilities)
-
-
 async def _measure(
     systems: list[System], limits: dict[str, Limit], pairs: list[Pair], options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -208,11 +164,12 @@ async def _measure(
     by_name = {system.name: system for system in systems}
     best = {name: _best_connections(closed, name) for name in limits}
     overloads = [
-        {name: await _overload(by_name[name], at, pairs, options) for name, at in best.items()} for _ in range(options.repeat)
+        {name: await overload(by_name[name], at, pairs, options.seconds, options.seed) for name, at in best.items()}
+        for _ in range(options.repeat)
     ]
     result |= {"overload": _median(overloads), "overload_runs": overloads}
     if options.soak:
-        result["soak"] = {name: await _soak(by_name[name], at, pairs, options) for name, at in best.items()}
+        result["soak"] = {name: await soak(by_name[name], at, pairs, options.soak, options.seed) for name, at in best.items()}
     return result
 
 
@@ -250,7 +207,7 @@ async def _closed(systems: list[System], limits: dict[str, Limit], pairs: list[P
                     system = systems[(place + repeat) % len(systems)]
                     limit = limits.get(system.name)
                     before = limit.beside(size * connections) if limit else {}
-                    row = await _closed_once(system, pairs, size, connections, options.seconds)
+                    row = await closed_once(system, pairs, size, connections, options.seconds)
                     if limit:
                         row |= _beside(row, before, limit.beside(size * connections))
                     runs.setdefault((system.name, size, connections), []).append(row)
@@ -267,15 +224,6 @@ def _beside(row: dict[str, Any], before: dict[str, float], after: dict[str, floa
     if "single_p50_ms" in alone and row["p50_ms"] is not None:
         found["p50_ms_over_onnxruntime"] = row["p50_ms"] - alone["single_p50_ms"]
     return found
-
-
-async def _closed_once(system: System, pairs: list[Pair], size: int, connections: int, seconds: float) -> dict[str, Any]:
-    begin, work, stolen = time.perf_counter() + WARM_UP, time.process_time(), system.server.stolen_seconds()
-    samples = await in_a_loop(system.target(pairs, size), connections, WARM_UP + seconds)
-    row = summary(samples, size, begin, begin + seconds)
-    row["load_cpu_share"] = (time.process_time() - work) / (WARM_UP + seconds)
-    row["stolen_share"] = (system.server.stolen_seconds() - stolen) / (WARM_UP + seconds) / len(system.server.cpus)
-    return row
 
 
 def _median(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -319,93 +267,6 @@ def _best_connections(closed: Medians, name: str) -> int:
     """That with most pairs a second, in requests as small as overload's and the soak's."""
     size = min(size for _, size, _ in closed)
     return max((row["pairs_per_second"], at) for (system, s, at), row in closed.items() if (system, s) == (name, size))[1]
-
-
-async def _overload(system: System, connections: int, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
-    """Five times the peak at once: what is answered meanwhile, and when an answer takes no longer than usual again."""
-    peak = (await _closed_once(system, pairs, 1, connections, options.seconds))["pairs_per_second"]
-    target = system.target(pairs, 1)
-    usual = statistics.median(sample.seconds for sample in await in_a_loop(target, 1, WARM_UP))
-    begin = time.perf_counter()
-    load = asyncio.create_task(at_a_rate(target, OVERLOAD * peak, WARM_UP + options.seconds, options.seed))
-    await asyncio.sleep(WARM_UP + options.seconds)
-    end = time.perf_counter()
-    recovered = await _recovery(target, usual)
-    samples = await load
-    row = summary(samples, 1, begin + WARM_UP, end)
-    refused = [sample for sample in samples if sample.status == 429]
-    peak_after = (await _closed_once(system, pairs, 1, connections, options.seconds))["pairs_per_second"]
-    return {
-        **row,
-        "offered_per_second": OVERLOAD * peak,
-        "peaks_per_second": {"before": peak, "after": peak_after},
-        "goodput_of_peak": row["pairs_per_second"] / statistics.mean((peak, peak_after)),
-        "only_200_and_429": {sample.status for sample in samples} <= {200, 429},
-        "without_retry_after": sum(sample.retry_after is None for sample in refused),
-        "retry_after_seconds": statistics.median(int(s.retry_after) for s in refused if s.retry_after) if refused else None,
-        "refusal_p99_ms": _p99([sample.seconds for sample in refused]),
-        "recovery_seconds": recovered,
-    }
-
-
-def _p99(seconds: list[float]) -> float | None:
-    return sorted(seconds)[int(0.99 * len(seconds))] * 1000 if seconds else None
-
-
-async def _recovery(target: Target, usual: float) -> float | None:
-    """Seconds until an answer comes within twice the usual time; none within 30."""
-    begin = time.perf_counter()
-    connection, requests = Connection(target.port), target.requests()
-    try:
-        while time.perf_counter() < begin + 30:
-            sample: Sample = await connection.ask(next(requests))
-            if sample.status == 200 and sample.seconds < 2 * usual:
-                return sample.end - begin
-            await asyncio.sleep(0.02)
-    finally:
-        connection.close()
-    return None
-
-
-async def _soak(system: System, connections: int, pairs: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
-    """80 % of its capacity for minutes: failures, and what memory does after the first fifth.
-
-    Capacity is what it answers in the minute before: the peak of some seconds is more than it can bear for long.
-    """
-    target = system.target(pairs, 1)
-    begin = time.perf_counter()
-    samples = await in_a_loop(target, connections, SUSTAINED)
-    capacity = summary(samples, 1, begin, begin + SUSTAINED)["pairs_per_second"]
-    rate, seconds = STEADY * capacity, options.soak * 60
-    seen: list[tuple[float, float, float]] = []
-    begin = time.perf_counter()
-
-    async def watch() -> None:
-        while True:
-            seen.append((time.perf_counter() - begin, system.server.resident_mb(), system.server.stolen_seconds()))
-            await asyncio.sleep(1)
-
-    watching = asyncio.create_task(watch())
-    samples = await at_a_rate(target, rate, seconds, options.seed)
-    watching.cancel()
-    times, memory, stolen = np.asarray(seen).T
-    settled = times >= seconds / 5
-    return {
-        **summary(samples, 1, begin, begin + seconds),
-        "capacity_per_second": capacity,
-        "offered_per_second": rate,
-        "minutes": options.soak,
-        "failures": sum(sample.status != 200 for sample in samples),
-        "resident_mb": {"begin": memory[0], "settled": memory[settled][0], "end": memory[-1]},
-        "resident_mb_a_minute": float(np.polyfit(times[settled] / 60, memory[settled], 1)[0]) if settled.sum() > 2 else None,
-        "by_minute": [
-            {
-                **summary(samples, 1, begin + minute, begin + minute + 60),
-                "stolen_share": float(np.diff(np.interp([minute, minute + 60], times, stolen))[0]) / 60 / options.threads,
-            }
-            for minute in range(0, int(seconds), 60)
-        ],
-    }
 
 
 if __name__ == "__main__":
