@@ -42,7 +42,7 @@ def main() -> None:
     set_up_logging()
     made = provenance("torch", "transformers", "tokenizers")
 
-    config = with_settings(load_config("xnli-e5-small"), {"seed": options.seed})
+    config = with_settings(load_config("xnli-e5-small"), {"compute.precision": "bf16", "seed": options.seed})
     options.work.mkdir(parents=True, exist_ok=True)
     tested, before = {}, {}
     for language in options.languages:

@@ -19,7 +19,7 @@ from typing import Any
 from datasets import Dataset
 from provenance import provenance
 
-from conlst.contract.config import Config, load_config
+from conlst.contract.config import Config, load_config, with_settings
 from conlst.contract.labels import NAMES
 from conlst.contract.logs import set_up_logging
 from conlst.data.pairs import write_pairs
@@ -42,10 +42,11 @@ def main() -> None:
     set_up_logging()
     made = provenance("torch", "transformers", "tokenizers")
 
-    config = load_config("xnli-e5-small").model_copy(update={"seed": options.seed})
+    config = with_settings(load_config("xnli-e5-small"), {"compute.precision": "bf16", "seed": options.seed})
     rows = {language: _row(options.model, options.data, language, config, options.work) for language in options.language}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"rows": rows, "seed": options.seed, **made}, indent=1, sort_keys=True) + "\n")
+    result = {"rows": rows, "seed": options.seed, "precision": config.compute.precision, **made}
+    options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     for language, pools in rows.items():
         for name, row in pools.items():
             print(f"{language} {name}: {row['pool']} pairs, {100 * row['accuracy_gain']:+.2f} points on {row['n']} pairs")

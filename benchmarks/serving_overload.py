@@ -12,8 +12,9 @@ from serving_systems import WARM_UP, Pair, System, closed_once
 OVERLOAD = 5.0
 """Times its peak."""
 STEADY = 0.8
-"""Of its capacity, which it shows in so many seconds:"""
+"""Of its capacity."""
 SUSTAINED = 60.0
+"""Seconds in which it shows its capacity."""
 
 
 async def overload(system: System, connections: int, pairs: list[Pair], seconds: float, seed: int) -> dict[str, Any]:

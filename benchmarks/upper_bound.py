@@ -30,6 +30,7 @@ from conlst.training import set_up_compute
 
 # no pseudo-label is left out, and none is wrong
 SETTINGS = {
+    "compute.precision": "bf16",
     "selftrain.rule": "fixed",
     "selftrain.max_iterations": 1,
     "selftrain.epochs": 2,
@@ -52,7 +53,8 @@ def main() -> None:
 
     config = with_settings(load_config("xnli-e5-small"), {**SETTINGS, "seed": options.seed})
     set_up_compute(config.compute)
-    result = {"settings": config.selftrain.model_dump(mode="json"), "seed": options.seed, **made}
+    settings = {**config.selftrain.model_dump(mode="json"), "precision": config.compute.precision}
+    result = {"settings": settings, "seed": options.seed, **made}
     rows: dict[str, Any] = {}
     for language in options.language:
         rows[language] = row = _row(options.model, options.data, language, config)

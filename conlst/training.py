@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conlst.contract.artifacts import Manifest, publish, verify
-from conlst.contract.config import Compute, Config, Optimisation, Precision
+from conlst.contract.config import Compute, Config, Optimisation, Precision, with_settings
 from conlst.contract.errors import ArtifactError, ConfigError, TrainingError
 from conlst.data.batching import shuffled_batches
 from conlst.parallel import world
@@ -106,20 +106,30 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def set_up_compute(compute: Compute) -> torch.device:
-    """Choose the device and the number of threads.
+def device_of(compute: Compute) -> torch.device:
+    """The device that a run computes on.
 
     Raises:
         ConfigError: if the configuration asks for a GPU that this process cannot see.
     """
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device is cuda, but torch sees no GPU: check the node's accelerator, or set it to auto")
+    use_gpu = compute.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def set_up_compute(compute: Compute) -> torch.device:
+    """Choose the device and the number of threads.
+
+    Raises:
+        ConfigError: if the configuration asks for a GPU that this process cannot see.
+    """
+    device = device_of(compute)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(compute.threads or int(os.environ.get("OMP_NUM_THREADS") or max(1, available_cpus() // beside)))
     # denormal gradients of a nearly solved loss slow a float32 backward pass down several times
     torch.set_flush_denormal(True)
-    use_gpu = compute.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_gpu else "cpu")
+    return device
 
 
 def require_one_process(config: Config, what: str) -> None:
@@ -132,14 +142,28 @@ def require_one_process(config: Config, what: str) -> None:
         raise ConfigError(f"{what} trains in one process; set compute.processes to 1, and start it without a launcher")
 
 
-def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 autocast for matrix products, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision_on(device, compute) == "bf16")
+def settled(config: Config) -> Config:
+    """The configuration with the precision that ``auto`` takes on this machine, so that what a run makes tells what made it.
+
+    Several processes take bf16 only if all of them have instructions for it.
+
+    Raises:
+        ConfigError: as :func:`device_of`.
+    """
+    if config.compute.precision != "auto":
+        return config
+    device = device_of(config.compute)
+    have = torch.tensor([float(precision_on(config.compute, device) == "bf16")], device=device)
+    world().average([have])
+    return with_settings(config, {"compute.precision": "bf16" if have.item() == 1 else "fp32"})
 
 
-def precision_on(device: torch.device, compute: Compute) -> Precision:
-    """What a step computes in. A device without instructions for bf16 only emulates it, slower than it computes in float32
-    (``benchmarks/train_step.py``)."""
+def precision_on(compute: Compute, device: torch.device) -> Precision:
+    """What a device computes a step in.
+
+    A CPU without instructions for bf16 emulates it, slower than it computes in float32 (``benchmarks/train_step.py``). Old GPUs
+    emulate it as well; what that costs was not measured.
+    """
     if compute.precision != "auto":
         return compute.precision
     if device.type == "cuda":
@@ -148,6 +172,11 @@ def precision_on(device: torch.device, compute: Compute) -> Precision:
         capabilities = torch.cpu.get_capabilities()
         native = any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
     return "bf16" if native else "fp32"
+
+
+def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast for matrix products, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision_on(compute, device) == "bf16")
 
 
 def derived_seed(*parts: int | str) -> int:

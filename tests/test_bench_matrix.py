@@ -156,7 +156,7 @@ def test_the_matrices_here_can_be_read(path: Path) -> None:
 def test_the_results_are_of_the_recipe_that_the_profile_has() -> None:
     matrix = read_matrix(ROOT / "benchmarks" / "xnli.yaml")
     (method,) = matrix.groups["method"]
-    # whose precision is the machine's choice; that of the results is one
+    # the results are in bf16, the profile leaves it to the machine
     profile = with_settings(load_config(matrix.config), {"compute.precision": "bf16"})
     system = matrix.systems[method]
     assert with_settings(profile, {**matrix.settings, **system.settings}) == profile

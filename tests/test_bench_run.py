@@ -319,12 +319,17 @@ def test_a_changed_setting_makes_stale_what_it_touches(full: Full, changes: dict
     assert full[0].stale(full[0].matrix(**changes)) == stale
 
 
-@pytest.mark.parametrize(("native", "stale"), [(False, set()), (True, ALL)])
+@pytest.mark.parametrize(
+    ("changes", "touched"),
+    [({"settings": {"compute.precision": "auto"}}, ALL), (changed("conl", settings={"compute.precision": "auto"}), {"conl"})],
+)
 def test_a_precision_that_the_machine_chose_counts_as_what_it_is(
-    full: Full, monkeypatch: pytest.MonkeyPatch, native: bool, stale: set[str]
+    full: Full, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], touched: set[str]
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
-    assert full[0].stale(full[0].matrix(settings={"compute.precision": "auto"})) == stale
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert full[0].stale(full[0].matrix(**changes)) == set()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert full[0].stale(full[0].matrix(**changes)) == touched
 
 
 def test_another_starter_makes_stale_what_starts_from_it(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:

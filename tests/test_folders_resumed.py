@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conlst.cli import main
 from conlst.contract.artifacts import read_manifest
@@ -68,6 +69,21 @@ def test_a_checkpoint_of_another_configuration_is_refused(
         train(world, world.config(), tmp_path / "out", stop_at(3))
     with pytest.raises(ArtifactError, match=r"out\.\w+-checkpoint is the checkpoint of another run"):
         train(world, world.config(**changed), tmp_path / "out", None)
+
+
+@pytest.mark.parametrize("train", TRAININGS)
+def test_a_machine_that_chooses_another_precision_continues_nothing(
+    world: World, tmp_path: Path, train: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world.config(compute={"precision": "auto"})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    with pytest.raises(Interrupted):
+        train(world, config, tmp_path / "out", stop_at(3))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(ArtifactError, match=r"out\.\w+-checkpoint is the checkpoint of another run"):
+        train(world, config, tmp_path / "out", None)
+    train(world, config, tmp_path / "other", None)
+    assert read_manifest(tmp_path / "other").config["compute"]["precision"] == "fp32"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -221,3 +221,32 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(config: Config, 
             folders.train_source_model(config, work / "source", tmp_path / "model")
     with pytest.raises(ArtifactError, match="the checkpoint of another run"):
         folders.train_source_model(with_settings(config, {"compute.processes": 2}), work / "source", tmp_path / "model")
+
+
+_WITH_ITS_OWN_INSTRUCTIONS = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from conlst.contract.config import Config
+from conlst.training import settled
+
+dist.init_process_group("gloo")
+own = sys.argv[2].split(",")[dist.get_rank()] == "bf16"
+torch.cpu.get_capabilities = lambda: {"avx512_bf16": own}
+told = settled(Config(name="x", compute={"device": "cpu"})).compute.precision
+(Path(sys.argv[1]) / str(dist.get_rank())).write_text(told)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("own", "taken"), [("bf16,fp32", "fp32"), ("bf16,bf16", "bf16")])
+def test_processes_take_bf16_if_all_have_it(tmp_path: Path, own: str, taken: str) -> None:
+    (tmp_path / "each.py").write_text(_WITH_ITS_OWN_INSTRUCTIONS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "each.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [*command, str(tmp_path), own]
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert [(tmp_path / rank).read_text() for rank in ("0", "1")] == [taken, taken]

@@ -380,18 +380,24 @@ def test_precision(precision: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("instructions", "native"),
-    [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True, "avx512_bf16": False}, "fp32"), ({}, "fp32")],
+    [
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+        ({"architecture": "arm64", "bf16": True}, "bf16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
 )
 def test_auto_is_bf16_only_where_the_cpu_has_it(
     monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], native: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
-    assert precision_on(torch.device("cpu"), Compute()) == native
+    assert precision_on(Compute(), torch.device("cpu")) == native
     other = "fp32" if native == "bf16" else "bf16"
-    assert precision_on(torch.device("cpu"), Compute.model_validate({"precision": other})) == other
+    assert precision_on(Compute.model_validate({"precision": other}), torch.device("cpu")) == other
 
 
 @pytest.mark.parametrize(("native", "taken"), [(True, "bf16"), (False, "fp32")])
 def test_auto_takes_no_bf16_that_a_gpu_only_emulates(monkeypatch: pytest.MonkeyPatch, native: bool, taken: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or native)
-    assert precision_on(torch.device("cuda"), Compute()) == taken
+    assert precision_on(Compute(), torch.device("cuda")) == taken

@@ -35,7 +35,7 @@ from conlst.runtime.cpu import available_cpus, cpu_model
 from conlst.stages import folders
 from conlst.stages.evaluate import SOURCE_LANGUAGE, read_evaluation
 from conlst.stages.folders.pairs import hashes_of
-from conlst.training import precision_on, set_up_compute
+from conlst.training import settled
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,9 @@ def run_matrix(
         subset: take only a random draw of this many pairs of every split, to see that a matrix runs.
         systems: compute only these; all if empty.
         jobs: processes that work at the same time, first on the source models, then on the cells.
+
+    A cell tells, and is known by, the precision that it was computed in: where the matrix leaves that to the machine, one with
+    other instructions computes it anew.
 
     Returns:
         Counts: ``planned``, ``done`` now, ``kept`` from before.
@@ -318,20 +321,21 @@ class Bench:
         return found
 
     def _profile(self) -> Config:
-        config = with_settings(load_config(self.matrix.config), self.matrix.settings)
-        # a cell is not to mean something else on another machine
-        precision = precision_on(set_up_compute(config.compute), config.compute)
-        return with_settings(config, {"compute.precision": precision})
+        return with_settings(load_config(self.matrix.config), self.matrix.settings)
 
     def _stage0_config(self, name: str, seed: int) -> Config:
         with _named(f"stage0.{name}"):
-            return with_settings(self._profile(), {**self.matrix.stage0[name].settings, "seed": seed})
+            return settled(self._asked_of_stage0(name, seed))
 
     def _config(self, name: str, seed: int) -> Config:
         system = self.matrix.systems[name]
-        config = self._stage0_config(system.start, seed)
+        with _named(f"stage0.{system.start}"):
+            config = self._asked_of_stage0(system.start, seed)
         with _named(f"systems.{name}"):
-            return with_settings(config, system.settings)
+            return settled(with_settings(config, system.settings))
+
+    def _asked_of_stage0(self, name: str, seed: int) -> Config:
+        return with_settings(self._profile(), {**self.matrix.stage0[name].settings, "seed": seed})
 
     def _identity(self, planned: Planned) -> str:
         """What the cell is made from. Files count by their names in the matrix, so that a cell stays when the data is gone."""

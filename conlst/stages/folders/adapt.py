@@ -34,7 +34,7 @@ from conlst.stages.predict import predict_logits
 from conlst.stages.progress import MetricSink, Progress
 from conlst.stages.selflearn import self_learn
 from conlst.stages.selftrain import self_train
-from conlst.training import require_one_process, set_up_compute
+from conlst.training import require_one_process, set_up_compute, settled
 
 
 @in_processes
@@ -49,6 +49,7 @@ def calibrate_model(
     sink: MetricSink | None = None,
 ) -> None:
     """Stage 1: publish ``model`` calibrated on the pool of ``language``, unless ``out`` is that already."""
+    config = settled(config)
     target, english = read_pairs(pool), source_pairs(model, source, config)
     parents = _parents(model, pool, english)
     if is_made_from(out, config, parents):
@@ -92,6 +93,7 @@ def self_train_model(
         teachers: further models, for example source models of other seeds; the mean of their predictions and the model's own
             gives the first pseudo-labels.
     """
+    config = settled(config)
     target, english = read_pairs(pool), source_pairs(model, source, config)
     translated = translated_view(config, target)
     parents = _parents(model, pool, english) | ({"translated": fingerprint(translated)} if translated else {})
@@ -141,6 +143,7 @@ def self_learn_model(
         ConfigError: if ``compute.processes`` or a launcher asks for several.
     """
     require_one_process(config, "self-learning")
+    config = settled(config)
     target, english = read_pairs(pool), source_pairs(model, source, config)
     parents = _parents(model, pool, english)
     if is_made_from(out, config, parents):

@@ -27,7 +27,7 @@ from conlst.stages.folders.pairs import HISTORY, KEPT_PAIRS, hashes_of, labels_o
 from conlst.stages.metalearn import meta_learn
 from conlst.stages.progress import MetricSink, Progress
 from conlst.stages.source import train_source
-from conlst.training import require_one_process
+from conlst.training import require_one_process, settled
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def train_source_model(
         ConfigError: if the auxiliary languages are not those of the configuration, if several processes should learn from them,
             or if ``start`` was made of another backbone.
     """
+    config = settled(config)
     source = read_pairs(pairs)
     require_labels(source, str(pairs))
     learned = {language: read_pairs(folder) for language, folder in (auxiliary or {}).items()}
