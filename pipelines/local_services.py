@@ -190,7 +190,7 @@ def stop(process: "subprocess.Popen[bytes]", seconds: float = 20) -> None:
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        log.warning("process %d ignores SIGTERM and is killed", process.pid)
+        log.warning("process %d has not ended %g s after SIGTERM and is killed", process.pid, seconds)
     _signal_group(process, signal.SIGKILL)
     process.wait()
 
