@@ -215,7 +215,8 @@ class Scheduler:
             request.waiting = {row.place: row for row in queue.add(request, lengths)}
             self._waiting.add(request)
             self._waiting_tokens += sum(lengths)
-            self._changed.notify_all()
+            # a thread that wakes up for nothing takes the interpreter from the one that computes
+            self._changed.notify(len(lengths))
 
     def _admit(self, predictor: Predictor, tokens: int, deadline: float) -> None:
         """Refuse what would wait in vain. With the lock held."""
